@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 settings.register_profile("ci", derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-install_import_hook(["xb_lite.hidden"], "beartype.beartype")
+install_import_hook(["xb_lite.hidden", "xb_lite.losses"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

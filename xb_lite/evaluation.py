@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from xb_lite.attacks import Item
 from xb_lite.corpora import KINDS
 from xb_lite.dialogues import as_dialogue
-from xb_lite.generation import Backend, Decoding
+from xb_lite.generation import Backend, Decoding, Reply
 from xb_lite.judges import LABELS, Judge, VerdictError
 from xb_lite.log import Log, LogError, read_rows
 from xb_lite.model_files import cache_folder
@@ -90,6 +90,23 @@ def evaluate(
             _ask(backend, [item for item in items if item.id not in done.rows], decoding, said)
             _judge(items, judges, said, done)
         return [_outcome(done.rows[item.id]) for item in items]
+
+
+def ask(
+    backend: Backend, items: Sequence[Item], decoding: Decoding, *, subject: dict[str, str]
+) -> list[list[Reply]]:
+    """The replies to every item, turn by turn, out of the cache where they are in it.
+
+    Args and errors as in ``evaluate``; nothing is judged or logged.
+    """
+    for item in items:
+        _check_item(item)
+    run = {"subject": subject, "decoding": asdict(decoding)}
+    with Log(reply_store(run), run) as said:
+        for item in items:
+            _take_up(said, item, _is_reply)
+        _ask(backend, items, decoding, said)
+        return [[Reply(**reply) for reply in said.rows[item.id]["replies"]] for item in items]
 
 
 def read_log(path: str | Path) -> list[Outcome]:

@@ -96,12 +96,12 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 @contextmanager
 def watch_layers(
-    model: nn.Module, layers: Sequence[int], see: Callable[[int, Tensor], None]
+    model: nn.Module, layers: Sequence[int], see: Callable[[int, Tensor], None], stop: bool = True
 ) -> Iterator[None]:
-    """Calls ``see(layer, state)``, state ``[batch, token, dim]``, in the one forward pass within.
+    """Calls ``see(layer, state)``, state ``[batch, token, dim]``, in a forward pass within.
 
-    The pass ends after the highest of ``layers``: nothing above it is computed, and what follows it
-    in the ``with`` block is skipped. The states still carry their gradient.
+    The states still carry their gradient. With ``stop`` the pass ends after the highest of
+    ``layers``: nothing above it is computed, and what follows it in the ``with`` block is skipped.
     """
     modules = decoder_layers(model)
     top = max(layers)
@@ -111,7 +111,7 @@ def watch_layers(
             # Some families and versions return a tuple, others the tensor, of which [0] would
             # silently be the first item of the batch.
             see(layer, output[0] if isinstance(output, tuple) else output)
-            if layer == top:
+            if stop and layer == top:
                 raise _Enough
 
         return on_output
@@ -124,6 +124,23 @@ def watch_layers(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def lowest_layers(model: nn.Module, count: int) -> Iterator[None]:
+    """The model without its decoder layers from ``count`` on, which are back in place after.
+
+    For training, where a pass cannot be left half way: other processes wait for its end.
+    """
+    layers, config = decoder_layers(model), model.config.get_text_config()
+    above, whole = list(layers[count:]), config.num_hidden_layers
+    del layers[count:]
+    config.num_hidden_layers = count
+    try:
+        yield
+    finally:
+        layers.extend(above)
+        config.num_hidden_layers = whole
 
 
 class _Enough(Exception):  # noqa: N818 - a signal, not an error

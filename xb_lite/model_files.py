@@ -63,12 +63,14 @@ class WheelParts:
 class ModelSpec:
     """A model as the digest of its GGUF file and the places that have it, tried in order.
 
+    ``hub`` is the model's id on the model hub, where its weights are not rounded to 4 bits.
     ``size`` is the file's in bytes, ``layers`` the number of decoder layers. ``parameters`` counts
     what the file holds: Qwen's have the output matrix beside the embeddings it is tied to.
     """
 
     name: str
     title: str
+    hub: str
     architecture: str
     licence: str
     parameters: int

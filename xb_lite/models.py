@@ -74,6 +74,12 @@ def model_digest(name: str | os.PathLike = DEFAULT) -> str:
     return spec.sha256 if spec else str(name)
 
 
+def hub_name(name: str | os.PathLike = DEFAULT) -> str:
+    """The model hub's id of a model, for those who load an adapter of it elsewhere."""
+    spec = SPECS.get(str(name))
+    return spec.hub if spec else str(name)
+
+
 def _hub_answers(repo: str) -> bool:
     """Ask once whether we may read ``repo``: transformers would retry for a minute offline."""
     try:

@@ -1,0 +1,127 @@
+"""Adapters on disk: safetensors that plain peft and vLLM load, with a card that says what they are.
+
+Weights are kept in fp16: half the size, and what is evaluated is what was saved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+WEIGHTS = "adapter_model.safetensors"
+RUN = "run.json"
+VERSIONS = ("xb-lite", "torch", "transformers", "peft")
+
+
+class AdapterError(RuntimeError):
+    """An adapter cannot be used; the message says why."""
+
+
+def save_adapter(
+    adapted: PeftModel,
+    folder: str | os.PathLike[str],
+    run: dict[str, object],
+    curve: list[dict[str, float]],
+    base: str,
+) -> None:
+    """Write weights, peft's config, ``run.json`` (the run and its curve) and a card, README.md.
+
+    Args:
+        run: all that decided the run, as JSON can hold it; two runs of one are the same.
+        curve: terms at every step.
+        base: where others find the base model: a hub id.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    weights = get_peft_model_state_dict(adapted)
+    save_file(
+        {name: value.detach().cpu().half().contiguous() for name, value in weights.items()},
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    config.save_pretrained(str(folder))
+    versions = {name: version(name) for name in VERSIONS}
+    # Last, and in one step: an adapter without it is not finished.
+    part = folder / f"{RUN}.part"
+    part.write_text(json.dumps({"run": run, "versions": versions, "curve": curve}, indent=1) + "\n")
+    (folder / "README.md").write_text(_card(run, versions, curve, base))
+    part.replace(folder / RUN)
+
+
+def read_run(folder: str | os.PathLike[str]) -> dict | None:
+    """``run.json`` of a finished adapter; None where there is none.
+
+    Raises:
+        AdapterError: the file is damaged.
+    """
+    path = Path(folder) / RUN
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{path} is damaged ({error}); delete it and train again.") from None
+
+
+def merged(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PreTrainedModel:
+    """``model`` with the adapter in ``folder`` added into its weights, in place.
+
+    Raises:
+        AdapterError: there is no adapter, or it is of another model.
+    """
+    if not (Path(folder) / WEIGHTS).exists():
+        raise AdapterError(f"there is no adapter in {folder}: {WEIGHTS} is missing.")
+    flags = {name: value.requires_grad for name, value in model.named_parameters()}
+    try:
+        whole = PeftModel.from_pretrained(model, str(folder), torch_dtype=torch.float32)
+    except (RuntimeError, ValueError) as error:
+        raise AdapterError(f"the adapter in {folder} does not fit this model: {error}") from error
+    model = whole.merge_and_unload()
+    for name, value in model.named_parameters():
+        value.requires_grad_(flags[name])
+    return model.eval()
+
+
+def _card(
+    run: dict[str, object], versions: dict[str, str], curve: list[dict[str, float]], base: str
+) -> str:
+    def table(values: dict[str, object]) -> str:
+        return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in values.items())])
+
+    recipe = run.get("recipe", {})
+    last = {k: round(v, 4) for k, v in curve[-1].items()} if curve else {}
+    return f"""---
+base_model: {base}
+library_name: peft
+---
+
+# A defense of {recipe.get("model", base)}
+
+LoRA adapter, fp16. Made by the book on defending chat models against jailbreaks; the base model's
+weights are those with the digest below, and its licence holds.
+
+{table({k: v for k, v in run.items() if k != "recipe"})}
+
+## Recipe
+
+{table(recipe)}
+
+## Terms at the last step
+
+{table(last)}
+
+## Versions
+
+{table(versions)}
+"""

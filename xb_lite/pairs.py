@@ -1,0 +1,140 @@
+"""What one step of training sees: pairs of an item to change and an item to retain, as tensors.
+
+As in the official code every item to change (harmful, to erase, or boundary-safe, to separate)
+comes with one to retain; that of a boundary-safe item is the same prompt with its compliant answer,
+whose centroid it is to leave. All pairs of a run are drawn before it begins, so that a run that was
+stopped, or that runs on more processes, sees the same.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from xb_lite.dialogues import Dialogue, Encoding, encode
+from xb_lite.recipes import Recipe, RecipeError
+from xb_lite.training_sets import Sets
+
+WINDOW = 8  # steps whose pairs are sorted by length together
+
+
+@dataclass(frozen=True)
+class Row:
+    """One item: its ``number`` in the run, its tokens, and whether it is to be changed how."""
+
+    number: int
+    encoding: Encoding
+
+
+@dataclass(frozen=True)
+class Pair:
+    """``change`` is to be erased, or with ``boundary`` to be separated; ``keep`` to be retained."""
+
+    change: Row
+    keep: Row
+    boundary: bool
+
+    def __len__(self) -> int:
+        return max(len(self.change.encoding), len(self.keep.encoding))
+
+
+def draw_pairs(
+    recipe: Recipe, sets: Sets, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> list[Pair]:
+    """All pairs of a run, ``recipe.pairs`` for each of its steps, in the order of training.
+
+    Each set is gone through in a new random order again and again. Every step has as near as can be
+    the recipe's shares. Pairs of like length share a step, drawn from a window of steps.
+
+    Raises:
+        RecipeError: a set that the recipe needs is empty.
+        ValueError: an item cannot be encoded.
+    """
+    for field, needed, name in (
+        ("boundary_share", recipe.boundary_share < 1, "harmful"),
+        ("boundary_share", recipe.boundary_share > 0, "compliant"),
+        ("refusal_share", recipe.refusal_share > 0, "refused"),
+        ("refusal_share", recipe.refusal_share + recipe.boundary_share < 1, "benign"),
+    ):
+        if needed and not getattr(sets, name):
+            raise RecipeError(f"{field} is {getattr(recipe, field)}, but the {name} set is empty.")
+    dice = random.Random(seed)
+    numbers = iter(range(1 << 62))
+
+    def rows(dialogues: Sequence[Dialogue]) -> list[Row]:
+        return [
+            Row(next(numbers), encode(tokenizer, d, recipe.max_tokens, recipe.sink_tokens))
+            for d in dialogues
+        ]
+
+    harmful, benign, refused = (
+        _again_and_again(rows(d), dice) for d in (sets.harmful, sets.benign, sets.refused)
+    )
+    boundary = _again_and_again(
+        list(zip(rows(sets.over_refused), rows(sets.compliant), strict=True)), dice
+    )
+    pairs = []
+    for number in range(recipe.steps * recipe.pairs):
+        if _due(number, recipe.boundary_share):
+            pairs.append(Pair(*next(boundary), boundary=True))
+        else:
+            # Of what is left beside the boundary-safe items, which bring their own.
+            share = recipe.refusal_share / (1 - recipe.boundary_share)
+            erased = number - int(number * recipe.boundary_share)
+            keep = next(refused if _due(erased, share) else benign)
+            pairs.append(Pair(next(harmful), keep, boundary=False))
+    return list(_by_length(pairs, recipe.pairs, dice))
+
+
+def collate(pairs: Sequence[Pair], pad_id: int) -> dict[str, Tensor]:
+    """A batch: the rows to change and below them those to keep, padded on the right.
+
+    Returns:
+        ``input_ids``, ``attention_mask``, ``prompt``, ``response`` ``[2 * pair, token]``;
+        ``boundary`` ``[pair]``; ``numbers`` ``[2 * pair]``, the rows'.
+    """
+    rows = [pair.change for pair in pairs] + [pair.keep for pair in pairs]
+    ids = [row.encoding.input_ids for row in rows]
+
+    def pad(tensors: list[Tensor], value: int) -> Tensor:
+        return pad_sequence(tensors, batch_first=True, padding_value=value)
+
+    return {
+        "input_ids": pad(ids, pad_id),
+        "attention_mask": pad([torch.ones_like(row) for row in ids], 0),
+        "prompt": pad([row.encoding.prompt for row in rows], False),
+        "response": pad([row.encoding.response for row in rows], False),
+        "boundary": torch.tensor([pair.boundary for pair in pairs]),
+        "numbers": torch.tensor([row.number for row in rows]),
+    }
+
+
+def _due(number: int, share: float) -> bool:
+    """True for a share of all numbers, evenly spread."""
+    return int((number + 1) * share) > int(number * share)
+
+
+def _again_and_again(rows: list, dice: random.Random) -> Iterator:
+    while rows:
+        yield from dice.sample(rows, len(rows))
+
+
+def _by_length(pairs: list[Pair], step: int, dice: random.Random) -> Iterator[Pair]:
+    """Boundary-safe pairs keep their places, so that every step has its share of them."""
+    for begin in range(0, len(pairs), WINDOW * step):
+        window = pairs[begin : begin + WINDOW * step]
+        by_kind = {
+            kind: iter(sorted((p for p in window if p.boundary == kind), key=len))
+            for kind in (True, False)
+        }
+        sorted_window = [next(by_kind[pair.boundary]) for pair in window]
+        steps = [sorted_window[i : i + step] for i in range(0, len(window), step)]
+        dice.shuffle(steps)
+        for pairs_of_step in steps:
+            yield from pairs_of_step

@@ -1,0 +1,227 @@
+"""Recipes: everything that decides what a training run does, except data and seed, as small files.
+
+A recipe is a JSON file here or of your own; ``load_recipe`` checks it before anything is computed.
+What the fields do is derived in 03_xboundary_loss and tried out in 04_training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+
+from xb_lite.losses import RETAIN, SEPARATE
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+REFERENCE = ("cache", "adapter-off")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be followed; the message names the field and says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every way to train an adapter has in common, so that they can be compared.
+
+    Attributes:
+        method: one of ``METHODS``.
+        model: a name, folder or hub id for ``load_model``.
+        lora_layers: LoRA is on decoder layers 0 up to but not with this one.
+        rank, lora_alpha, dropout: of LoRA, on all linear layers (``LINEAR``).
+        lora_std: standard deviation of LoRA's B at the start; 0, the usual, starts at the model
+            itself.
+        steps, learning_rate: constant rate, AdamW without weight decay.
+        pairs: pairs of one item to change and one to keep in a step, over all processes.
+        pairs_at_once: pairs in one forward pass; the gradients of a step are accumulated.
+        max_tokens: of one item; longer ones are cut.
+        refusal_share: of the items to keep, how many are refusals of harmful requests.
+        gradient_checkpointing: less memory, a third more time.
+        source: where the numbers come from.
+    """
+
+    method: str
+    model: str
+    lora_layers: int
+    rank: int
+    lora_alpha: int | float
+    dropout: int | float
+    lora_std: int | float
+    steps: int
+    learning_rate: int | float
+    pairs: int
+    pairs_at_once: int
+    max_tokens: int
+    boundary_share: int | float
+    refusal_share: int | float
+    gradient_checkpointing: bool
+    source: str
+
+    def __post_init__(self) -> None:
+        demand = self._demand
+        for field in ("lora_layers", "rank", "steps", "pairs", "pairs_at_once", "max_tokens"):
+            demand(field, _whole(getattr(self, field), 1), "a whole number, at least 1")
+        for field in ("lora_alpha", "learning_rate"):
+            demand(field, _number(getattr(self, field), above=0), "a number above 0")
+        demand("lora_std", _number(self.lora_std, least=0), "0 or more")
+        for field in ("dropout", "boundary_share", "refusal_share"):
+            demand(field, _number(getattr(self, field), least=0, most=1), "from 0 to 1")
+        demand("pairs_at_once", self.pairs % self.pairs_at_once == 0, "a divisor of pairs")
+        demand(
+            "refusal_share",
+            self.refusal_share + self.boundary_share <= 1,
+            f"at most 1 together with boundary_share, which is {self.boundary_share}",
+        )
+
+    def check_model(self, n_layers: int) -> None:
+        """Raise a RecipeError where a model of ``n_layers`` decoder layers cannot be trained so."""
+        self._demand(
+            "lora_layers",
+            self.lora_layers <= n_layers,
+            f"at most {n_layers}: {self.model} ends there",
+        )
+
+    def _demand(self, field: str, holds: object, must: str) -> None:
+        if not holds:
+            raise RecipeError(f"{field} is {getattr(self, field)!r}; it must be {must}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Budget):
+    """X-Boundary, or circuit breakers where no item to change is boundary-safe.
+
+    LoRA's layers are all that is run in training, and the retain term covers all of them.
+
+    Attributes:
+        target_layers: decoder layers, from 0, of the erase and separate terms.
+        boundary_share: of the items to change, how many are boundary-safe.
+        separate: variant of the separate term, one of ``losses.SEPARATE``; None for circuit
+            breakers.
+        separate_weight: of the separate term's mean beside the erase term's; None for one mean over
+            the tokens of both, as in the official code.
+        retain, retain_weight: variant of the retain term, one of ``losses.RETAIN``, and its weight.
+        alpha, schedule: see ``losses.coefficients``.
+        sink_tokens: first tokens that count in no term.
+        reference: ``"cache"`` keeps the reference states of every item, ``"adapter-off"`` computes
+            them anew in each step; the first is faster where items come again.
+    """
+
+    target_layers: tuple[int, ...]
+    separate: str | None
+    separate_weight: int | float | None
+    retain: str
+    retain_weight: int | float
+    alpha: int | float
+    schedule: int | float
+    sink_tokens: int
+    reference: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        demand = self._demand
+        layers = self.target_layers
+        whole = isinstance(layers, list | tuple) and layers and all(_whole(x, 0) for x in layers)
+        demand("target_layers", whole, "a list of decoder layers, from 0")
+        object.__setattr__(self, "target_layers", tuple(layers))
+        demand(
+            "target_layers",
+            max(layers) < self.lora_layers,
+            f"within the layers that are trained (lora_layers is {self.lora_layers})",
+        )
+        for field in ("alpha", "schedule"):
+            demand(field, _number(getattr(self, field), above=0), "a number above 0")
+        demand("retain_weight", _number(self.retain_weight, least=0), "0 or more")
+        demand("sink_tokens", _whole(self.sink_tokens, 0), "0 or more")
+        demand("retain", self.retain in RETAIN, f"one of {', '.join(RETAIN)}")
+        demand("reference", self.reference in REFERENCE, f"one of {', '.join(REFERENCE)}")
+        breakers = self.method == "circuit-breakers"
+        known = self.separate is None if breakers else self.separate in SEPARATE
+        demand("separate", known, "null" if breakers else f"one of {', '.join(SEPARATE)}")
+        demand(
+            "boundary_share",
+            (self.boundary_share == 0) == breakers,
+            f"{'0' if breakers else 'above 0'}, for the method is {self.method}",
+        )
+        weight = self.separate_weight
+        demand("separate_weight", weight is None or _number(weight, least=0), "0 or more, or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline(Budget):
+    """Another way to train, on the same data; ``weight`` is of the items to change (see
+    ``baselines``)."""
+
+    weight: int | float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._demand("weight", _number(self.weight, above=0), "a number above 0")
+
+
+METHODS = {
+    "x-boundary": Recipe,
+    "circuit-breakers": Recipe,
+    "sft": Baseline,
+    "dpo": Baseline,
+    "gradient-ascent": Baseline,
+}
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(
+        path.name.removesuffix(".json")
+        for path in files(__name__).iterdir()
+        if path.name.endswith(".json")
+    )
+
+
+def load_recipe(name: str | os.PathLike[str], **changes: object) -> Recipe | Baseline:
+    """A recipe by name, or from a JSON file of your own, with ``changes`` to its fields.
+
+    Raises:
+        RecipeError: there is no such recipe, or a field is missing, unknown or cannot be.
+    """
+    path = Path(name) if str(name).endswith(".json") else files(__name__) / f"{name}.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise RecipeError(
+            f"there is no recipe {str(name)!r}; there are {', '.join(recipe_names())}, or give a "
+            "JSON file."
+        ) from None
+    except ValueError as error:
+        raise RecipeError(f"recipe {name} is no JSON: {error}.") from None
+    values = {**values, **changes} if isinstance(values, dict) else {}
+    kind = METHODS.get(values.get("method"))
+    if kind is None:
+        raise RecipeError(
+            f"method of recipe {name} is {values.get('method')!r}; it must be one of "
+            f"{', '.join(METHODS)}."
+        )
+    known = {field.name for field in fields(kind)}
+    if wrong := known ^ values.keys():
+        listed = ", ".join(
+            f"{field} ({'missing' if field in known else 'unknown'})" for field in sorted(wrong)
+        )
+        raise RecipeError(f"recipe {name} has wrong fields: {listed}.")
+    return kind(**values)
+
+
+def as_fields(recipe: Budget) -> dict[str, object]:
+    """The recipe as JSON can hold it."""
+    return json.loads(json.dumps(asdict(recipe)))
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _number(
+    value: object, least: float = -math.inf, most: float = math.inf, above: float = -math.inf
+) -> bool:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and least <= value <= most and above < value < math.inf

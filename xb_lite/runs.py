@@ -1,0 +1,216 @@
+"""Around a training run, whatever is trained: its adapter, its checkpoints, how it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from xb_lite.adapters import read_run
+from xb_lite.precision import Precision
+from xb_lite.recipes import LINEAR, Budget
+
+SAVE_EVERY = 25  # steps between checkpoints
+SHORT = 384  # tokens up to which attention by plain products is the fastest on a CPU
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step, why, and what to change."""
+
+
+def arguments(
+    recipe: Budget, folder: Path, precision: Precision, seed: int, kind: type = TrainingArguments
+) -> TrainingArguments:
+    """The arguments of transformers' Trainer, or with ``kind`` of one of trl's.
+
+    Raises:
+        TrainingError: the pairs of a step cannot be shared by the processes.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    passes, rest = divmod(recipe.pairs, recipe.pairs_at_once * processes)
+    if rest:
+        raise TrainingError(
+            f"pairs is {recipe.pairs}; it must be a multiple of pairs_at_once "
+            f"({recipe.pairs_at_once}) times the number of processes ({processes})."
+        )
+    return kind(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.pairs_at_once,
+        gradient_accumulation_steps=passes,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        use_cpu=precision.device == "cpu",
+        bf16=torch.bfloat16 in (precision.products, precision.weights),
+        fp16=precision.weights == torch.float16,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=1,
+        save_steps=SAVE_EVERY,
+        save_total_limit=1,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        seed=seed,
+    )
+
+
+class Progress(TrainerCallback):
+    """A bar for a terminal or a notebook, and the caller's own picture of each step."""
+
+    def __init__(self, steps: int, on_step: Callable[[dict[str, float]], None] | None) -> None:
+        self.steps, self.on_step = steps, on_step
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self.bar = tqdm(
+            total=self.steps,
+            initial=state.global_step,
+            desc="training",
+            leave=False,
+            disable=not state.is_world_process_zero,
+        )
+
+    def on_log(self, args, state, control, **_) -> None:
+        if state.is_world_process_zero and (rows := curve(state)):
+            self.bar.update(rows[-1]["step"] - self.bar.n)
+            self.bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}")
+            if self.on_step:
+                self.on_step(rows[-1])
+
+    def on_train_end(self, args, state, control, **_) -> None:
+        self.bar.close()
+
+
+def curve(state: TrainerState) -> list[dict[str, float]]:
+    """What was logged of every step so far, also of those before a run was resumed."""
+    left_out = ("epoch", "learning_rate")
+    return [
+        {name: value for name, value in row.items() if name not in left_out}
+        for row in state.log_history
+        if "loss" in row
+    ]
+
+
+class StopAfterStep(TrainerCallback):
+    """An interrupt ends training after the step under way, with a checkpoint."""
+
+    asked = False
+
+    def __enter__(self) -> StopAfterStep:
+        # With several processes each would stop at a step of its own, and wait for the others.
+        self.alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+        self.alone = self.alone and threading.current_thread() is threading.main_thread()
+        if self.alone:
+            self.before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.alone:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:  # a second time: at once
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        if self.asked and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+        elif self.asked:
+            self.asked = False  # it was the last step anyway
+
+
+@contextmanager
+def adapted(model: PreTrainedModel, recipe: Budget, seed: int) -> Iterator[PeftModel]:
+    """``model`` with a new adapter in it, which is taken off again after."""
+    flags = {name: value.requires_grad for name, value in model.named_parameters()}
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.dropout,
+        target_modules=list(LINEAR),
+        layers_to_transform=list(range(recipe.lora_layers)),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        learning = get_peft_model(model, config)
+        for name, value in learning.named_parameters():
+            if recipe.lora_std and "lora_B" in name:
+                nn.init.normal_(value, std=recipe.lora_std)
+    try:
+        yield learning
+    finally:
+        learning.unload()
+        for name, value in model.named_parameters():
+            value.requires_grad_(flags[name])
+        model.eval()
+
+
+@contextmanager
+def fast_attention(model: PreTrainedModel, precision: Precision, longest: int) -> Iterator[None]:
+    """Short items on a CPU: plain products are 2 to 4 times as fast as torch's fused attention."""
+    before = model.config._attn_implementation
+    if precision.device == "cpu" and longest <= SHORT:
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def clear_memory_errors(recipe: Budget) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, RuntimeError) or "memory" in str(error).lower():
+            raise TrainingError(
+                f"there is not enough memory for pairs_at_once = {recipe.pairs_at_once} and "
+                f"max_tokens = {recipe.max_tokens}: lower either, or set gradient_checkpointing."
+            ) from error
+        raise
+
+
+def take_up(folder: Path, run: dict, resume: bool) -> list[dict[str, float]] | None:
+    """The curve of the same run, if it is finished; None if it is to be begun or gone on with.
+
+    Raises a TrainingError where the folder has another run in it.
+    """
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    begun = folder / "checkpoints" / "begun.json"
+    finished = read_run(folder)
+    if finished is not None:
+        other = finished["run"]
+    else:
+        other = json.loads(begun.read_text()) if begun.exists() else run
+    if other != run:
+        wrong = [name for name in run if other.get(name) != run[name]]
+        raise TrainingError(
+            f"{folder} has a run of another {', '.join(wrong)} in it; take another folder, or "
+            "begin anew."
+        )
+    if finished is not None:
+        return finished["curve"]
+    begun.parent.mkdir(parents=True, exist_ok=True)
+    begun.write_text(json.dumps(run))
+    return None
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    return get_last_checkpoint(str(folder / "checkpoints"))
