@@ -43,7 +43,7 @@ def test_conda_environment_installs_this_package_with_these_pins():
     python, pip_name, pip = environment["dependencies"]
     assert SpecifierSet(PROJECT["requires-python"]).contains(python.split("=")[1] + ".0")
     assert pip_name == "pip"
-    assert pip["pip"] == ["-c constraints.txt", "-e .[book,test]"]
+    assert pip["pip"] == ["-c constraints.txt", "-e .[book,test,baselines]"]
 
 
 def test_torch_is_the_one_that_ci_uses():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from xb_lite import __main__, experiments, results, tables
+from xb_lite import __main__, experiments, own_files, results, tables
 from xb_lite.results import find, published, read_result
 
 
@@ -98,7 +98,7 @@ def test_what_is_not_published_is_one_sentence(tmp_path, monkeypatch):
     def offline(*_args, **_options):
         raise OSError("no route")
 
-    monkeypatch.setattr(results.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(own_files.urllib.request, "urlopen", offline)
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="cannot be fetched .*no route"):
         published("cpu/nothing.json")

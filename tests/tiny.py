@@ -1,7 +1,11 @@
-"""Small random models, in which a batch can be compared exactly."""
+"""Small random models, in which a batch can be compared exactly, and something to train them on."""
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from xb_lite.dialogues import as_dialogue
+from xb_lite.recipes import load_recipe
+from xb_lite.training_sets import Sets
 
 
 def tiny_model(tokenizer, kind="llama", hidden_size=32, num_hidden_layers=2):
@@ -21,3 +25,36 @@ def tiny_model(tokenizer, kind="llama", hidden_size=32, num_hidden_layers=2):
         initializer_range=0.3,
     )
     return AutoModelForCausalLM.from_config(config).eval()
+
+
+def tiny_sets(harmful=7, boundary=5, benign=6):
+    """Dialogues of all lengths, so many of each kind."""
+
+    def texts(what, count):
+        return [f"{what} {i}" * (1 + i % 3) for i in range(count)]
+
+    def said(prompts, what):
+        return [as_dialogue(p, f"{what} {i} so. " * (1 + i % 4)) for i, p in enumerate(prompts)]
+
+    bad, near, good = texts("bad", harmful), texts("near", boundary), texts("good", benign)
+    return Sets(
+        harmful=said(bad, "Sure"),
+        refused=said(bad, "Sorry, not"),
+        compliant=said(near, "Gladly"),
+        over_refused=said(near, "I cannot"),
+        benign=said(good, "Hello"),
+    )
+
+
+def tiny_recipe(name="x-boundary-smollm2-135m", **changes):
+    """For a model of 4 layers, of which it leaves out the last."""
+    sizes = {
+        "target_layers": [1, 2],
+        "lora_layers": 3,
+        "rank": 4,
+        "steps": 4,
+        "pairs": 4,
+        "pairs_at_once": 4,
+        "max_tokens": 128,
+    }
+    return load_recipe(name, **{**sizes, **changes})

@@ -1,15 +1,18 @@
-"""Commands of the book: fetch a model, evaluate one.
+"""Commands of the book: fetch a model, train a defense, evaluate either.
 
 python -m xb_lite fetch      have a model on this machine before it is needed
+python -m xb_lite train      train a defense by a recipe
 python -m xb_lite evaluate   ask a model everything, judge it, and keep the result
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+from xb_lite.corpora import SPLITS
 from xb_lite.model_files import DEFAULT, SPECS, ModelError, cached_model
 from xb_lite.wheels import FetchError
 
@@ -39,6 +42,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch.add_argument("model", nargs="?", default=DEFAULT, choices=sorted(SPECS))
     fetch.set_defaults(run=_fetch)
+    train = commands.add_parser(
+        "train",
+        help="a defense, by a recipe",
+        description="Goes on where an earlier run stopped; a finished one is not made again.",
+    )
+    train.add_argument("recipe", help="a name, or a JSON file")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--set", nargs="+", default=(), metavar="FIELD=VALUE", dest="changes")
+    train.add_argument("--into", metavar="FOLDER", help="default: adapters in the cache folder")
+    train.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
+    train.set_defaults(run=_train)
     evaluate = commands.add_parser(
         "evaluate",
         help="attack success, over-refusal, service and capability of a model",
@@ -47,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "model", nargs="?", default=DEFAULT, help="a name, a folder, a hub id; a server's own name"
     )
+    evaluate.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
+    evaluate.add_argument("--split", default="test", choices=SPLITS, help="of the book's own sets")
     evaluate.add_argument("--server", metavar="URL", help="an OpenAI-compatible one (…/v1)")
     evaluate.add_argument(
         "--sets", nargs="+", metavar="SET", help="corpora and benchmarks; NAME=FILE for a copy"
@@ -66,6 +82,27 @@ def _fetch(args: argparse.Namespace) -> None:
     print(f"{spec.title} ({spec.licence}) is in {cached_model(spec)}")
 
 
+def _train(args: argparse.Namespace) -> None:
+    from xb_lite import experiments
+    from xb_lite.recipes import load_recipe
+
+    changes = dict(map(_change, args.changes))
+    recipe = load_recipe(args.recipe, **changes)
+    into = args.into or experiments.adapter_folder(args.recipe, args.seed)
+    trained = experiments.train_defense(recipe, into, seed=args.seed, resume=args.resume)
+    last = ", ".join(f"{k} {v:.3g}" for k, v in trained.curve[-1].items())
+    print(f"{trained.folder}\n{last}")
+
+
+def _change(text: str) -> tuple[str, object]:
+    """``field=value`` as it would stand in a recipe; what is no JSON is a text."""
+    field, _, value = text.partition("=")
+    try:
+        return field, json.loads(value)
+    except ValueError:
+        return field, value
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     # Imported here: fetching needs nothing heavy.
     from xb_lite import experiments
@@ -78,17 +115,27 @@ def _evaluate(args: argparse.Namespace) -> None:
         experiments.SETS if args.sets is None else args.sets,
         experiments.ATTACKS if args.attacks is None else args.attacks,
         args.limit,
+        args.split,
     )
     decoding = Decoding(args.max_new_tokens)
     precision = choose_precision(exact=True)
     print(f"{len(items)} items, {precision}")
+    if args.server and args.adapter:
+        raise ValueError("an adapter cannot be put on a model behind a server.")
     if args.server:
         subject = experiments.remote_subject(args.server, args.model)
     else:
-        subject = experiments.local_subject(args.model, precision)
+        subject = experiments.local_subject(args.model, precision, args.adapter)
     folder = Path(args.results) / (tier() if not args.server else "server")
     path = experiments.evaluate_subject(
-        subject, items, precision, decoding, folder, tasks=args.tasks, resume=args.resume
+        subject,
+        items,
+        precision,
+        decoding,
+        folder,
+        split=args.split,
+        tasks=args.tasks,
+        resume=args.resume,
     )
     print_result(path)
 

@@ -10,14 +10,17 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 RUN = "run.json"
+FILES = (WEIGHTS, CONFIG, RUN)
 VERSIONS = ("xb-lite", "torch", "transformers", "peft")
 
 
@@ -44,7 +47,8 @@ def save_adapter(
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = base
     config.inference_mode = True
-    weights = get_peft_model_state_dict(adapted)
+    config.target_modules = sorted(config.target_modules)  # a set: in another order every time
+    weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     save_file(
         {name: value.detach().cpu().half().contiguous() for name, value in weights.items()},
         folder / WEIGHTS,
@@ -78,19 +82,39 @@ def merged(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PreTrained
     """``model`` with the adapter in ``folder`` added into its weights, in place.
 
     Raises:
-        AdapterError: there is no adapter, or it is of another model.
+        AdapterError: there is no adapter, it is damaged, or it is of another model, which is then
+            as before.
     """
-    if not (Path(folder) / WEIGHTS).exists():
-        raise AdapterError(f"there is no adapter in {folder}: {WEIGHTS} is missing.")
-    flags = {name: value.requires_grad for name, value in model.named_parameters()}
+    for name in (WEIGHTS, CONFIG):
+        if not (Path(folder) / name).exists():
+            raise AdapterError(f"there is no adapter in {folder}: {name} is missing.")
     try:
-        whole = PeftModel.from_pretrained(model, str(folder), torch_dtype=torch.float32)
-    except (RuntimeError, ValueError) as error:
-        raise AdapterError(f"the adapter in {folder} does not fit this model: {error}") from error
-    model = whole.merge_and_unload()
+        weights = load_file(Path(folder) / WEIGHTS)
+        config = PeftConfig.from_pretrained(str(folder))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"the adapter in {folder} is damaged: {error}") from error
+    if reason := _misfit(model, weights):  # peft would find out halfway, or leave layers out
+        raise AdapterError(f"the adapter in {folder} does not fit this model, {reason}.")
+    flags = {name: value.requires_grad for name, value in model.named_parameters()}
+    model = PeftModel.from_pretrained(model, str(folder), config=config).merge_and_unload()
     for name, value in model.named_parameters():
         value.requires_grad_(flags[name])
     return model.eval()
+
+
+def _misfit(model: PreTrainedModel, weights: dict[str, Tensor]) -> str | None:
+    """Why LoRA's weights are not of this model."""
+    for name, value in weights.items():
+        place, _, side = name.removesuffix(".weight").rpartition(".")
+        place = place.removeprefix("base_model.model.")
+        try:
+            shape = model.get_submodule(place).weight.shape
+        except AttributeError:
+            return f"which has no {place}"
+        axis = 1 if side == "lora_A" else 0
+        if value.shape[axis] != shape[axis]:
+            return f"whose {place} is {tuple(shape)}: {side} has {value.shape[axis]}"
+    return None
 
 
 def _card(

@@ -8,37 +8,43 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from xb_lite.adapters import WEIGHTS, merged, read_run
 from xb_lite.attacks import ATTACKS, Item, attacked, load_items
 from xb_lite.capability import passage_losses, quiz
-from xb_lite.corpora import load_passages, load_quiz
+from xb_lite.corpora import load_passages, load_quiz, load_wrappers
 from xb_lite.evaluation import digest, evaluate
 from xb_lite.generation import Backend, Decoding, LocalBackend
 from xb_lite.gibberish import Gibberish
 from xb_lite.harness import harness_rows
 from xb_lite.judges import REFUSAL_JUDGES, Judge
-from xb_lite.model_files import DEFAULT
+from xb_lite.model_files import DEFAULT, cache_folder
 from xb_lite.models import load_model, model_digest
-from xb_lite.precision import Precision
+from xb_lite.precision import Precision, choose_precision
 from xb_lite.rates import Mean, mean, rate
+from xb_lite.recipes import Budget
 from xb_lite.remote import RemoteBackend
 from xb_lite.results import mean_row, provenance, rate_row, summarise, write_result
 from xb_lite.service import Service
+from xb_lite.training import Trained, train
+from xb_lite.training_sets import reference_sets
+from xb_lite.wheels import sha256_of
 
 SETS = ("harmful", "multi-turn", "boundary-safe", "benign")
-DEFENSE = "none"
 
 
 @dataclass(frozen=True)
 class Subject:
     """What is evaluated: ``name`` in paths and tables, ``digest`` of its weights, and what replies.
 
+    ``defense`` is its name in paths; ``adapter`` what was trained, as in the results.
     ``model`` and ``tokenizer`` are None behind a server, where capability cannot be measured.
     """
 
@@ -47,13 +53,74 @@ class Subject:
     backend: Backend
     model: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    defense: str = "none"
+    adapter: dict | None = None
+
+    def identity(self, precision: Precision) -> dict[str, str]:
+        """What its replies are cached under: all that decides them but the decoding."""
+        weights = f" {self.adapter['digest']}" if self.adapter else ""
+        return {
+            "model": self.digest,
+            "defense": f"{self.defense}{weights}",
+            "precision": str(precision),
+        }
 
 
-def local_subject(name: str, precision: Precision) -> Subject:
-    """A model on this machine. Raises ModelError or FetchError, see ``load_model``."""
+def local_subject(
+    name: str, precision: Precision, adapter: str | os.PathLike[str] | None = None
+) -> Subject:
+    """A model on this machine, with the adapter in a folder merged into it; the folder's name is
+    then the defense's.
+
+    Raises:
+        ModelError, FetchError: see ``load_model``.
+        AdapterError: there is no adapter of this model in the folder.
+    """
     model, tokenizer = load_model(name, precision)
+    found, defense = None, "none"
+    if adapter is not None:
+        adapter = Path(adapter)
+        model, defense = merged(model, adapter), adapter.name
+        run = (read_run(adapter) or {}).get("run")
+        found = {"recipe": run, "digest": sha256_of(adapter / WEIGHTS)}
     backend = LocalBackend(model, tokenizer)
-    return Subject(Path(name).name, model_digest(name), backend, model, tokenizer)
+    return Subject(Path(name).name, model_digest(name), backend, model, tokenizer, defense, found)
+
+
+def train_defense(
+    recipe: Budget,
+    folder: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+    resume: bool = True,
+) -> Trained:
+    """Train by a recipe on the book's own prompts, answered by the recipe's model.
+
+    Args and errors as in ``train``, and those of ``load_model`` and ``reference_sets``.
+    """
+    exact = choose_precision(exact=True)
+    subject = local_subject(recipe.model, exact)
+    # Of several processes one asks, and the others find its replies in the cache.
+    with PartialState(cpu=exact.device == "cpu").main_process_first():
+        sets = reference_sets(subject.backend, Decoding(), subject.identity(exact))
+    return train(
+        recipe,
+        subject.model,
+        subject.tokenizer,
+        sets,
+        folder,
+        choose_precision(),
+        seed=seed,
+        model_digest=subject.digest,
+        on_step=on_step,
+        resume=resume,
+    )
+
+
+def adapter_folder(recipe: str, seed: int) -> Path:
+    """Where ``python -m xb_lite train`` puts an adapter: in the cache, by recipe and seed."""
+    return cache_folder() / "adapters" / f"{Path(recipe).stem}-{seed}"
 
 
 def remote_subject(server: str, name: str) -> Subject:
@@ -63,7 +130,10 @@ def remote_subject(server: str, name: str) -> Subject:
 
 
 def plan(
-    sets: Sequence[str] = SETS, attacks: Sequence[str] = ATTACKS, limit: int | None = None
+    sets: Sequence[str] = SETS,
+    attacks: Sequence[str] = ATTACKS,
+    limit: int | None = None,
+    split: str = "test",
 ) -> list[Item]:
     """All items of an evaluation: every set as it is, and the plain harmful ones under attack.
 
@@ -71,6 +141,7 @@ def plan(
         sets: names for ``load_items``; ``NAME=FILE`` reads a benchmark's own copy.
         attacks: of ``ATTACKS``.
         limit: at most so many items of each set, spread evenly over it, before they are wrapped.
+        split: of the book's own sets and wrappers.
 
     Raises:
         ValueError: a set or an attack is not there, or the limit is below 1; a BenchmarkError is a
@@ -81,13 +152,13 @@ def plan(
     items: list[Item] = []
     for entry in sets:
         name, _, path = entry.partition("=")
-        plain = load_items(name, path=path or None)
+        plain = load_items(name, split, path=path or None)
         if limit is not None and limit < len(plain):
             plain = [plain[i * len(plain) // limit] for i in range(limit)]
         items += plain
         if plain[0].kind == "harmful" and plain[0].attack == "direct":
             for attack in attacks:
-                items += attacked(plain, attack)
+                items += attacked(plain, attack, load_wrappers(split))
     return items
 
 
@@ -97,12 +168,12 @@ def judges(precision: Precision) -> list[Judge]:
     return [*REFUSAL_JUDGES, gibberish, Service(gibberish)]
 
 
-def capability_rows(subject: Subject) -> list[dict]:
-    """Quiz accuracy and perplexity on the passages, on the test split; none behind a server."""
+def capability_rows(subject: Subject, split: str) -> list[dict]:
+    """Quiz accuracy and perplexity on the passages of one split; none behind a server."""
     if subject.model is None:
         return []
-    right = quiz(subject.model, subject.tokenizer, load_quiz("test"))
-    losses = mean(passage_losses(subject.model, subject.tokenizer, load_passages("test")))
+    right = quiz(subject.model, subject.tokenizer, load_quiz(split))
+    losses = mean(passage_losses(subject.model, subject.tokenizer, load_passages(split)))
     values = (math.exp(x) for x in (losses.value, losses.low, losses.high))
     perplexity, low, high = values
     return [
@@ -118,6 +189,7 @@ def evaluate_subject(
     decoding: Decoding,
     folder: str | os.PathLike[str],
     *,
+    split: str = "test",
     tasks: Sequence[str] = (),
     resume: bool = True,
 ) -> Path:
@@ -128,6 +200,7 @@ def evaluate_subject(
     Args:
         items: from ``plan``.
         precision: of subject and judges.
+        split: of ``items``, and of what capability is measured on.
         tasks: names of lm-evaluation-harness tasks, measured as well (see ``harness_rows``).
 
     Raises:
@@ -137,18 +210,18 @@ def evaluate_subject(
     started = datetime.now(UTC)
     if tasks and subject.model is None:
         raise ValueError("harness tasks need a model on this machine, not one behind a server.")
-    path = Path(folder) / subject.name / f"{DEFENSE}.json"
+    path = Path(folder) / subject.name / f"{subject.defense}.json"
     with precision.autocast():
         outcomes = evaluate(
             subject.backend,
             items,
             judges(precision),
             decoding,
-            subject={"model": subject.digest, "defense": DEFENSE, "precision": str(precision)},
+            subject=subject.identity(precision),
             log=path.with_suffix(".jsonl"),
             resume=resume,
         )
-        rows = [*summarise(outcomes), *capability_rows(subject)]
+        rows = [*summarise(outcomes), *capability_rows(subject, split)]
         if tasks:
             rows += harness_rows(subject.model, subject.tokenizer, tasks)
     asked = [(item.id, item.request, item.turns, item.prefill) for item in items]
@@ -157,10 +230,10 @@ def evaluate_subject(
         path,
         {
             "model": {"name": subject.name, "digest": subject.digest},
-            "adapter": None,
+            "adapter": subject.adapter,
             "data": {
                 "set": ", ".join(sets),
-                "split": "test",
+                "split": split,
                 "digest": digest(asked),
             },
             "seed": decoding.seed,

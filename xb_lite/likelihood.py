@@ -1,12 +1,15 @@
-"""How likely a model finds a text: log-probabilities of the tokens of a response, in batches."""
+"""How likely a model finds a text: log-probabilities of the tokens of a response, in batches, and
+the same with a gradient for training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -58,6 +61,45 @@ def response_log_probs(
                 found[i] = log_probs.gather(-1, own[mine, None])[:, 0].cpu()
             bar.update(len(batch))
     return found
+
+
+def token_losses(
+    model: nn.Module, peft_model: PeftModel, batch: dict[str, Tensor], counted: Bool[Tensor, "b t"]
+) -> Float[Tensor, "b t"]:
+    """Negative log-likelihood of the tokens of ``counted``, in nats; 0 at the others.
+
+    The vocabulary, most of a small model's work, is read out for those tokens alone.
+
+    Args:
+        model: ``peft_model``, or what accelerate made of it.
+        batch: ``input_ids`` and ``attention_mask``, padded on the right.
+        counted: never the first token, which nothing stands before.
+    """
+    losses = cross_entropy(
+        token_logits(model, peft_model, batch, counted),
+        batch["input_ids"][counted],
+        reduction="none",
+    )
+    return torch.zeros_like(counted, dtype=losses.dtype).masked_scatter(counted, losses)
+
+
+def token_logits(
+    model: nn.Module, peft_model: PeftModel, batch: dict[str, Tensor], counted: Bool[Tensor, "b t"]
+) -> Float[Tensor, "n vocabulary"]:
+    """What the model, with its gradient, predicts at the places of the tokens of ``counted``, in
+    their order; arguments as in ``token_losses``."""
+    before = pad(counted[:, 1:], (0, 1))  # a token is read out of the state before it
+
+    def only(_module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0][before],)
+
+    handle = peft_model.get_output_embeddings().register_forward_pre_hook(only)
+    try:
+        ids, attention = batch["input_ids"], batch["attention_mask"]
+        output = model(input_ids=ids, attention_mask=attention, use_cache=False)
+    finally:
+        handle.remove()
+    return output.logits.float()
 
 
 def _pad(rows: list[Tensor]) -> Tensor:

@@ -27,8 +27,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from xb_lite.adapters import FILES, WEIGHTS, merged
 from xb_lite.model_files import DEFAULT, SPECS, ModelError, cached_model
+from xb_lite.own_files import own_file
 from xb_lite.precision import Precision, choose_precision
+from xb_lite.wheels import sha256_of
+
+# The default model after a small fine-tune on refusals (recipe "aligned-smollm2-135m"): it refuses
+# what is asked plainly, which the default model does not, so that there is something to attack.
+ALIGNED = f"{DEFAULT}-aligned"
+ALIGNED_ADAPTER = "artifacts/cpu/aligned"
 
 
 def load_model(
@@ -38,8 +46,8 @@ def load_model(
 
     Args:
         name: a name in ``SPECS`` (``"smollm2-135m"``, ``"qwen2.5-coder-0.5b"``,
-            ``"qwen2.5-coder-1.5b"``), a local folder, or a Hugging Face id. Weights are read from
-            safetensors only, and code that comes with a model is never run.
+            ``"qwen2.5-coder-1.5b"``), ``ALIGNED``, a local folder, or a Hugging Face id. Weights
+            are read from safetensors only, and code that comes with a model is never run.
         precision: device and dtype of the weights, ``choose_precision()`` by default. Run the
             model inside ``precision.autocast()``.
 
@@ -49,6 +57,9 @@ def load_model(
         FetchError: a download failed, or brought another file than it should.
     """
     precision = precision or choose_precision()
+    if name == ALIGNED:
+        model, tokenizer = load_model(DEFAULT, precision)
+        return merged(model, _aligned_adapter()), tokenizer
     spec = SPECS.get(str(name))
     source = str(cached_model(spec) if spec else name)
     with _one_sentence_errors(str(name)):
@@ -69,15 +80,25 @@ def load_model(
 
 
 def model_digest(name: str | os.PathLike = DEFAULT) -> str:
-    """What identifies a model in results: the SHA-256 of its file; its name where it has none."""
+    """What identifies a model in results: the SHA-256 of its file, of ``ALIGNED`` with that of its
+    adapter behind it; its name where it has none."""
+    if name == ALIGNED:
+        return f"{model_digest(DEFAULT)}+{sha256_of(_aligned_adapter() / WEIGHTS)}"
     spec = SPECS.get(str(name))
     return spec.sha256 if spec else str(name)
 
 
 def hub_name(name: str | os.PathLike = DEFAULT) -> str:
     """The model hub's id of a model, for those who load an adapter of it elsewhere."""
-    spec = SPECS.get(str(name))
+    spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
     return spec.hub if spec else str(name)
+
+
+def _aligned_adapter() -> Path:
+    try:
+        return [own_file(f"{ALIGNED_ADAPTER}/{name}") for name in FILES][0].parent
+    except ValueError as error:
+        raise ModelError(f"{ALIGNED} cannot be had: {error}") from error
 
 
 def _hub_answers(repo: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from xb_lite.dialogues import Dialogue, Encoding, encode
-from xb_lite.recipes import Recipe, RecipeError
+from xb_lite.recipes import Baseline, Recipe, RecipeError
 from xb_lite.training_sets import Sets
 
 WINDOW = 8  # steps whose pairs are sorted by length together
@@ -26,41 +27,54 @@ WINDOW = 8  # steps whose pairs are sorted by length together
 
 @dataclass(frozen=True)
 class Row:
-    """One item: its ``number`` in the run, its tokens, and whether it is to be changed how."""
+    """One item: its ``number`` in the run, its tokens and its words."""
 
     number: int
     encoding: Encoding
+    dialogue: Dialogue = ()
 
 
 @dataclass(frozen=True)
 class Pair:
-    """``change`` is to be erased, or with ``boundary`` to be separated; ``keep`` to be retained."""
+    """``change`` is harmful and to be erased, or with ``separate`` boundary-safe and to be
+    separated; ``keep`` is to be retained, with ``boundary`` a boundary-safe prompt with its answer.
+    """
 
     change: Row
     keep: Row
     boundary: bool
+    separate: bool
 
     def __len__(self) -> int:
         return max(len(self.change.encoding), len(self.keep.encoding))
 
 
 def draw_pairs(
-    recipe: Recipe, sets: Sets, tokenizer: PreTrainedTokenizerBase, seed: int
+    recipe: Recipe | Baseline, sets: Sets, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> list[Pair]:
     """All pairs of a run, ``recipe.pairs`` for each of its steps, in the order of training.
 
-    Each set is gone through in a new random order again and again. Every step has as near as can be
-    the recipe's shares. Pairs of like length share a step, drawn from a window of steps.
+    Each set is gone through in a new random order again and again. Pairs of like length share a
+    step, drawn from a window of steps. As near as can be, every step has the recipe's share of
+    boundary-safe items, and every window that of refusals.
 
     Raises:
         RecipeError: a set that the recipe needs is empty.
         ValueError: an item cannot be encoded.
     """
+    # Exactly: 0.3 of the 1 - 0.7 that are left must be all of them.
+    boundary_share, refusal_share = (
+        Fraction(share).limit_denominator(10**6)
+        for share in (recipe.boundary_share, recipe.refusal_share)
+    )
+    defense = isinstance(recipe, Recipe)
+    separates = defense and recipe.separate in ("as_coded", "refusal")
+    sink_tokens = recipe.sink_tokens if defense else 0
     for field, needed, name in (
-        ("boundary_share", recipe.boundary_share < 1, "harmful"),
-        ("boundary_share", recipe.boundary_share > 0, "compliant"),
-        ("refusal_share", recipe.refusal_share > 0, "refused"),
-        ("refusal_share", recipe.refusal_share + recipe.boundary_share < 1, "benign"),
+        ("boundary_share", boundary_share < 1 or not separates, "harmful"),
+        ("boundary_share", boundary_share > 0, "compliant"),
+        ("refusal_share", refusal_share > 0, "refused"),
+        ("refusal_share", refusal_share + boundary_share < 1, "benign"),
     ):
         if needed and not getattr(sets, name):
             raise RecipeError(f"{field} is {getattr(recipe, field)}, but the {name} set is empty.")
@@ -69,7 +83,7 @@ def draw_pairs(
 
     def rows(dialogues: Sequence[Dialogue]) -> list[Row]:
         return [
-            Row(next(numbers), encode(tokenizer, d, recipe.max_tokens, recipe.sink_tokens))
+            Row(next(numbers), encode(tokenizer, d, recipe.max_tokens, sink_tokens), d)
             for d in dialogues
         ]
 
@@ -81,14 +95,16 @@ def draw_pairs(
     )
     pairs = []
     for number in range(recipe.steps * recipe.pairs):
-        if _due(number, recipe.boundary_share):
-            pairs.append(Pair(*next(boundary), boundary=True))
+        if _due(number, boundary_share):
+            over_refused, keep = next(boundary)
+            change = over_refused if separates else next(harmful)
+            pairs.append(Pair(change, keep, True, separates))
         else:
             # Of what is left beside the boundary-safe items, which bring their own.
-            share = recipe.refusal_share / (1 - recipe.boundary_share)
-            erased = number - int(number * recipe.boundary_share)
+            share = refusal_share / (1 - boundary_share)
+            erased = number - int(number * boundary_share)
             keep = next(refused if _due(erased, share) else benign)
-            pairs.append(Pair(next(harmful), keep, boundary=False))
+            pairs.append(Pair(next(harmful), keep, False, False))
     return list(_by_length(pairs, recipe.pairs, dice))
 
 
@@ -97,7 +113,7 @@ def collate(pairs: Sequence[Pair], pad_id: int) -> dict[str, Tensor]:
 
     Returns:
         ``input_ids``, ``attention_mask``, ``prompt``, ``response`` ``[2 * pair, token]``;
-        ``boundary`` ``[pair]``; ``numbers`` ``[2 * pair]``, the rows'.
+        ``separate`` ``[pair]``; ``numbers`` ``[2 * pair]``, the rows'.
     """
     rows = [pair.change for pair in pairs] + [pair.keep for pair in pairs]
     ids = [row.encoding.input_ids for row in rows]
@@ -110,12 +126,12 @@ def collate(pairs: Sequence[Pair], pad_id: int) -> dict[str, Tensor]:
         "attention_mask": pad([torch.ones_like(row) for row in ids], 0),
         "prompt": pad([row.encoding.prompt for row in rows], False),
         "response": pad([row.encoding.response for row in rows], False),
-        "boundary": torch.tensor([pair.boundary for pair in pairs]),
+        "separate": torch.tensor([pair.separate for pair in pairs]),
         "numbers": torch.tensor([row.number for row in rows]),
     }
 
 
-def _due(number: int, share: float) -> bool:
+def _due(number: int, share: Fraction) -> bool:
     """True for a share of all numbers, evenly spread."""
     return int((number + 1) * share) > int(number * share)
 

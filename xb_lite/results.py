@@ -12,22 +12,19 @@ import os
 import platform
 import re
 import sys
-import urllib.request
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from http.client import HTTPException
-from importlib.metadata import metadata, version
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from xb_lite.evaluation import Outcome
 from xb_lite.judges import LABELS, REFUSAL_JUDGES
-from xb_lite.model_files import cache_folder
+from xb_lite.own_files import own_file
 from xb_lite.rates import Mean, Rate, mean, rate
 
 SCHEMA = 1
-TIMEOUT = 30  # seconds without a byte
 VERSIONS = ("xb-lite", "torch", "transformers", "peft", "numpy")
 FIELDS = {
     *("schema", "command", "started", "seconds", "hardware", "versions"),
@@ -181,30 +178,12 @@ def read_result(path: str | os.PathLike[str]) -> dict:
 
 
 def published(name: str) -> Path:
-    """A file of the book's own ``results/``, e.g. ``"cpu/smollm2-135m/none.json"``: in the
-    repository where the package runs out of one, else fetched from its public address and cached.
+    """A file of the book's own ``results/``, e.g. ``"cpu/smollm2-135m/none.json"``.
 
     Raises:
-        ValueError: it is in neither.
+        ValueError: it is neither here nor at its public address.
     """
-    own = Path(__file__).parents[1] / "results" / name
-    if own.exists():
-        return own
-    copy = cache_folder() / "results" / name
-    urls = dict(line.split(", ") for line in metadata("xb-lite").get_all("Project-URL"))
-    raw = urls["Repository"].replace("github.com", "raw.githubusercontent.com")
-    try:
-        with urllib.request.urlopen(f"{raw}/main/results/{name}", timeout=TIMEOUT) as response:
-            data = response.read()
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(data)
-    except (OSError, HTTPException) as error:
-        if not copy.exists():
-            raise ValueError(
-                f"results/{name} is not here and cannot be fetched from {raw} ({error}): run the "
-                "book from its repository."
-            ) from error
-    return copy
+    return own_file(f"results/{name}")
 
 
 def find(result: dict, metric: str, **where: str | None) -> Rate | Mean:

@@ -16,9 +16,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from xb_lite.adapters import read_run
+from xb_lite.adapters import FILES, read_run
 from xb_lite.precision import Precision
 from xb_lite.recipes import LINEAR, Budget
 
@@ -31,9 +32,14 @@ class TrainingError(RuntimeError):
 
 
 def arguments(
-    recipe: Budget, folder: Path, precision: Precision, seed: int, kind: type = TrainingArguments
+    recipe: Budget,
+    folder: Path,
+    precision: Precision,
+    seed: int,
+    kind: type = TrainingArguments,
+    **more: object,
 ) -> TrainingArguments:
-    """The arguments of transformers' Trainer, or with ``kind`` of one of trl's.
+    """The arguments of transformers' Trainer, or with ``kind`` of one of trl's, which has ``more``.
 
     Raises:
         TrainingError: the pairs of a step cannot be shared by the processes.
@@ -45,7 +51,7 @@ def arguments(
             f"pairs is {recipe.pairs}; it must be a multiple of pairs_at_once "
             f"({recipe.pairs_at_once}) times the number of processes ({processes})."
         )
-    return kind(
+    settings: dict[str, object] = dict(
         output_dir=str(folder / "checkpoints"),
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.pairs_at_once,
@@ -56,8 +62,6 @@ def arguments(
         use_cpu=precision.device == "cpu",
         bf16=torch.bfloat16 in (precision.products, precision.weights),
         fp16=precision.weights == torch.float16,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=1,
         save_steps=SAVE_EVERY,
         save_total_limit=1,
@@ -67,6 +71,11 @@ def arguments(
         dataloader_pin_memory=False,
         seed=seed,
     )
+    # Newer transformers warn of the old name; trl's default is True, so it is always said.
+    name = "activation" if hasattr(kind, "activation_checkpointing") else "gradient"
+    settings[f"{name}_checkpointing"] = recipe.gradient_checkpointing
+    settings[f"{name}_checkpointing_kwargs"] = {"use_reentrant": False}
+    return kind(**{**settings, **more})
 
 
 class Progress(TrainerCallback):
@@ -84,8 +93,9 @@ class Progress(TrainerCallback):
             disable=not state.is_world_process_zero,
         )
 
-    def on_log(self, args, state, control, **_) -> None:
-        if state.is_world_process_zero and (rows := curve(state)):
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        if state.is_world_process_zero and "loss" in (logs or {}):  # the last is of the whole run
+            rows = curve(state)
             self.bar.update(rows[-1]["step"] - self.bar.n)
             self.bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}")
             if self.on_step:
@@ -130,7 +140,9 @@ class StopAfterStep(TrainerCallback):
     def on_step_end(self, args, state, control, **_) -> None:
         if self.asked and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
-        elif self.asked:
+
+    def on_train_end(self, args, state, control, **_) -> None:
+        if state.global_step >= state.max_steps:
             self.asked = False  # it was the last step anyway
 
 
@@ -138,6 +150,7 @@ class StopAfterStep(TrainerCallback):
 def adapted(model: PreTrainedModel, recipe: Budget, seed: int) -> Iterator[PeftModel]:
     """``model`` with a new adapter in it, which is taken off again after."""
     flags = {name: value.requires_grad for name, value in model.named_parameters()}
+    own_forward, use_cache = vars(model).get("forward"), model.config.use_cache
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.lora_alpha,
@@ -156,6 +169,14 @@ def adapted(model: PreTrainedModel, recipe: Budget, seed: int) -> Iterator[PeftM
         yield learning
     finally:
         learning.unload()
+        vars(model).pop("forward", None)  # trl puts one of its own there
+        if own_forward is not None:
+            model.forward = own_forward
+        model.config.use_cache = use_cache  # of transformers' Trainer, as is the next
+        model.disable_input_require_grads()
+        for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.gradient_checkpointing = False
         for name, value in model.named_parameters():
             value.requires_grad_(flags[name])
         model.eval()
@@ -177,8 +198,12 @@ def fast_attention(model: PreTrainedModel, precision: Precision, longest: int) -
 def clear_memory_errors(recipe: Budget) -> Iterator[None]:
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, RuntimeError) or "memory" in str(error).lower():
+    except TrainingError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        # On a CPU torch raises a plain RuntimeError.
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if known or "tried to allocate" in str(error).lower():
             raise TrainingError(
                 f"there is not enough memory for pairs_at_once = {recipe.pairs_at_once} and "
                 f"max_tokens = {recipe.max_tokens}: lower either, or set gradient_checkpointing."
@@ -191,26 +216,37 @@ def take_up(folder: Path, run: dict, resume: bool) -> list[dict[str, float]] | N
 
     Raises a TrainingError where the folder has another run in it.
     """
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes the one that writes
     begun = folder / "checkpoints" / "begun.json"
-    finished = read_run(folder)
-    if finished is not None:
-        other = finished["run"]
-    else:
-        other = json.loads(begun.read_text()) if begun.exists() else run
-    if other != run:
-        wrong = [name for name in run if other.get(name) != run[name]]
-        raise TrainingError(
-            f"{folder} has a run of another {', '.join(wrong)} in it; take another folder, or "
-            "begin anew."
-        )
-    if finished is not None:
-        return finished["curve"]
-    begun.parent.mkdir(parents=True, exist_ok=True)
-    begun.write_text(json.dumps(run))
+    if resume:
+        finished = read_run(folder)
+        if finished is not None:
+            found = finished["run"]
+        else:
+            found = json.loads(begun.read_text()) if begun.exists() else run
+        if wrong := [name for name in run if found.get(name) != run[name]]:
+            raise TrainingError(
+                f"{folder} has a run of another {', '.join(wrong)} in it; take another folder, or "
+                "begin anew."
+            )
+        if finished is not None:
+            return finished["curve"]
+    elif first:
+        # What a run makes and no more: the folder may be one that has other things in it.
+        for made in ("checkpoints", "last_good"):
+            shutil.rmtree(folder / made, ignore_errors=True)
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+    if first:
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        part = begun.with_suffix(".part")
+        part.write_text(json.dumps(run))
+        part.replace(begun)  # in one step: another process may be reading it
     return None
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    return get_last_checkpoint(str(folder / "checkpoints"))
+    """The last one that is whole: its state is written last."""
+    states = (folder / "checkpoints").glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")
+    whole = [state.parent for state in states if state.read_text().rstrip().endswith("}")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None

@@ -6,17 +6,20 @@ A batch is what ``pairs.collate`` makes: rows to change, and below them as many 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.utils import ModelOutput
 
 from xb_lite import losses
 from xb_lite.hidden import watch_layers
 from xb_lite.losses import Terms, masked_mean
-from xb_lite.pairs import Pair, collate
+from xb_lite.pairs import Pair, Row, collate
 from xb_lite.recipes import Recipe
 
 Batch = dict[str, Tensor]
@@ -48,16 +51,21 @@ def forward(model: nn.Module, peft_model: PeftModel, batch: Batch, recipe: Recip
     def see(layer: int, state: Tensor) -> None:
         states[layer] = state.float()
 
-    with watch_layers(peft_model, range(recipe.lora_layers), see, stop=False):
-        output = model(
+    def see_normed(_module: nn.Module, _inputs: tuple, output: ModelOutput) -> None:
+        states[recipe.lora_layers - 1] = output.last_hidden_state.float()
+
+    with ExitStack() as stack:
+        stack.enter_context(watch_layers(peft_model, range(recipe.lora_layers), see, stop=False))
+        if recipe.retain == "absolute":
+            # Not output_hidden_states: transformers' hooks would stay, on these layers alone.
+            decoder = peft_model.get_base_model().base_model
+            stack.callback(decoder.register_forward_hook(see_normed).remove)
+        model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             use_cache=False,
             logits_to_keep=1,  # the loss reads none, but the head asks for one
-            output_hidden_states=recipe.retain == "absolute",
         )
-    if recipe.retain == "absolute":
-        states[recipe.lora_layers - 1] = output.hidden_states[-1].float()
     return states
 
 
@@ -68,6 +76,13 @@ class Reference:
         self.recipe, self.pad_id = recipe, pad_id
         self.boundary = [pair for pair in pairs if pair.boundary]
         self.kept: dict[int, Float[Tensor, "layer token dim"]] = {}
+        # Each row with those that it is computed together with. What shares a batch can change the
+        # last bits, so this must not depend on where in a run it is.
+        self.together: dict[int, dict[int, tuple[Row, Sequence[int]]]] = {}
+        for begin in range(0, len(pairs), recipe.pairs_at_once):
+            rows = self._rows(pairs[begin : begin + recipe.pairs_at_once])
+            new = {number: row for number, row in rows.items() if number not in self.together}
+            self.together |= dict.fromkeys(new, new)
         self.common: dict[int, Float[Tensor, " dim"]] | None = None
 
     def of(self, model: nn.Module, peft_model: PeftModel, batch: Batch) -> ReferenceStates:
@@ -76,10 +91,10 @@ class Reference:
             change, keep = self._cached(model, peft_model, batch)
         else:
             states = self._off(model, peft_model, batch)
-            pairs = len(batch["boundary"])
+            pairs = len(batch["separate"])
             change = {layer: states[layer][:pairs] for layer in self.recipe.target_layers}
             keep = {layer: state[pairs:] for layer, state in states.items()}
-        mask = counted(batch)[len(batch["boundary"]) :]
+        mask = counted(batch)[len(batch["separate"]) :]
         if self.recipe.separate != "as_described":
             targets = self.recipe.target_layers
             centroid = {layer: losses.centroid(keep[layer], mask) for layer in targets}
@@ -97,36 +112,45 @@ class Reference:
     def _cached(
         self, model: nn.Module, peft_model: PeftModel, batch: Batch
     ) -> tuple[States, States]:
-        numbers, lengths = batch["numbers"].tolist(), batch["attention_mask"].sum(dim=1).tolist()
-        # A boundary-safe row to change is compared with a centroid, never with itself.
-        needed = [True] * len(numbers)
-        needed[: len(batch["boundary"])] = (~batch["boundary"]).tolist()
-        missing = [i for i, n in enumerate(numbers) if needed[i] and n not in self.kept]
-        if missing:
-            longest = max(lengths[i] for i in missing)
-            some = {
-                name: batch[name][missing, :longest] for name in ("input_ids", "attention_mask")
-            }
-            states = self._off(model, peft_model, some)
-            for place, i in enumerate(missing):
-                layers = self._layers(i, batch)
-                rows = [states[layer][place, : lengths[i]] for layer in layers]
-                self.kept[numbers[i]] = torch.stack(rows).cpu()
-        pairs = len(batch["boundary"])
+        numbers, pairs = batch["numbers"].tolist(), len(batch["separate"])
+        needed = [*(~batch["separate"]).tolist(), *[True] * pairs]
+        for number, need in zip(numbers, needed, strict=True):
+            if need and number not in self.kept:
+                self._keep(peft_model, self.together[number], batch["input_ids"].device)
+        targets, every = self.recipe.target_layers, range(self.recipe.lora_layers)
         return (
-            self._padded(batch, range(pairs), needed),
-            self._padded(batch, range(pairs, 2 * pairs), needed),
+            self._padded(batch, targets, range(pairs), needed),
+            self._padded(batch, every, range(pairs, 2 * pairs), needed),
         )
 
-    def _layers(self, row: int, batch: Batch) -> list[int]:
-        """Of a row to change the target layers, of one to keep all."""
-        if row < len(batch["boundary"]):
-            return list(self.recipe.target_layers)
-        return list(range(self.recipe.lora_layers))
+    def _rows(self, pairs: Sequence[Pair]) -> dict[int, tuple[Row, Sequence[int]]]:
+        """By number the rows whose states are needed, and at which layers. A boundary-safe row to
+        change is compared with a centroid, never with itself."""
+        targets, every = self.recipe.target_layers, range(self.recipe.lora_layers)
+        change = {pair.change.number: (pair.change, targets) for pair in pairs if not pair.separate}
+        return {**change, **{pair.keep.number: (pair.keep, every) for pair in pairs}}
 
-    def _padded(self, batch: Batch, rows: range, needed: list[bool]) -> States:
+    def _keep(
+        self,
+        peft_model: PeftModel,
+        rows: dict[int, tuple[Row, Sequence[int]]],
+        device: torch.device,
+    ) -> None:
+        ids = [row.encoding.input_ids for row, _ in rows.values()]
+        batch = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_id).to(device),
+            "attention_mask": pad_sequence([torch.ones_like(i) for i in ids], True).to(device),
+        }
+        # Not by what accelerate made of it: other processes may need nothing now, and not come.
+        states = self._off(peft_model, peft_model, batch)
+        for place, (number, (row, layers)) in enumerate(rows.items()):
+            own = [states[layer][place, : len(row.encoding)] for layer in layers]
+            self.kept[number] = torch.stack(own).cpu()
+
+    def _padded(
+        self, batch: Batch, layers: Sequence[int], rows: range, needed: list[bool]
+    ) -> States:
         width, device = batch["input_ids"].shape[1], batch["input_ids"].device
-        layers = self._layers(rows[0], batch)
         kept = [self.kept[int(batch["numbers"][i])] if needed[i] else None for i in rows]
         dim = next(k.shape[-1] for k in self.kept.values())
         # Ones, not zeros: where nothing is kept, the relative term divides by their norm.
@@ -162,18 +186,19 @@ def counted(batch: Batch) -> Tensor:
 def masks(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
     """Which tokens each term is over, ``[pair, token]``: erase and separate of the rows to change,
     retain of those to keep."""
-    pairs = len(batch["boundary"])
-    boundary = batch["boundary"][:, None]
+    pairs = len(batch["separate"])
+    separated = batch["separate"][:, None]
     change = {name: batch[name][:pairs] for name in ("prompt", "response")}
     separate = {
         None: torch.zeros_like(change["prompt"]),
-        "as_coded": change["prompt"] & boundary,
-        "as_described": change["response"] & ~boundary,
-        "refusal": change["response"] & boundary,
+        # Not what a template puts behind the response.
+        "as_coded": change["prompt"] & separated & (change["response"].cumsum(dim=1) == 0),
+        "as_described": change["response"] & ~separated,
+        "refusal": change["response"] & separated,
     }[recipe.separate]
     return {
         "retain": counted(batch)[pairs:],
-        "erase": counted(batch)[:pairs] & ~boundary,
+        "erase": counted(batch)[:pairs] & ~separated,
         "separate": separate,
     }
 
@@ -187,7 +212,7 @@ def token_counts(recipe: Recipe, batch: Batch) -> Float[Tensor, " term"]:
     by_term = masks(recipe, batch)
     targets = len(recipe.target_layers)
     if recipe.retain == "absolute":
-        retain = len(batch["boundary"]) * recipe.max_tokens * (recipe.lora_layers + 1)
+        retain = len(batch["separate"]) * recipe.max_tokens * (recipe.lora_layers + 1)
     else:
         retain = int(by_term["retain"].sum()) * recipe.lora_layers
     erase, separate = (int(by_term[name].sum()) * targets for name in ("erase", "separate"))
@@ -204,7 +229,7 @@ def step_terms(
     counts: Float[Tensor, " term"],
 ) -> Terms:
     """A batch's part of the step's terms: sums over its layers and tokens by the step's counts."""
-    pairs = len(batch["boundary"])
+    pairs = len(batch["separate"])
     by_term = masks(recipe, batch)
     counts = dict(zip(Terms._fields, counts.clamp(min=1), strict=True))
 

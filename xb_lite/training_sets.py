@@ -14,7 +14,7 @@ from xb_lite.attacks import Item, attacked, load_items
 from xb_lite.dialogues import Dialogue, as_dialogue
 from xb_lite.evaluation import ask, digest
 from xb_lite.generation import Backend, Decoding
-from xb_lite.judges import X_BOUNDARY
+from xb_lite.judges import X_BOUNDARY, XSTEST
 
 # Of the official code (src/xb_train_dataset.py), the refusal of every boundary-safe prompt.
 REFUSAL = (
@@ -80,13 +80,14 @@ def reference_sets(
         reply = said[item.id][0]
         return reply.text if reply.finished else _whole_sentences(reply.text)
 
+    # After a prefill a refusal comes later than at the start, where XSTest's rule looks.
     complied = [item for item in prefilled if not X_BOUNDARY.refuses(answer(item))]
-    served = [item for item in boundary if not X_BOUNDARY.refuses(answer(item))]
+    served = [item for item in boundary if not XSTEST.refuses(answer(item))]
     return Sets(
         harmful=_dialogues(complied, map(answer, complied)),
         refused=_dialogues(
             harmful,
-            (answer(i) if X_BOUNDARY.refuses(answer(i)) else REFUSAL for i in harmful),
+            (answer(i) if XSTEST.refuses(answer(i)) else REFUSAL for i in harmful),
         ),
         compliant=_dialogues(served, map(answer, served)),
         over_refused=_dialogues(served, (REFUSAL for _ in served)),

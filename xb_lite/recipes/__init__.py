@@ -38,7 +38,10 @@ class Budget:
         pairs: pairs of one item to change and one to keep in a step, over all processes.
         pairs_at_once: pairs in one forward pass; the gradients of a step are accumulated.
         max_tokens: of one item; longer ones are cut.
-        refusal_share: of the items to keep, how many are refusals of harmful requests.
+        boundary_share, refusal_share: of the items to keep, how many are boundary-safe prompts with
+            their answers and how many refusals of harmful requests; the others are benign. Where
+            the separate term is of the prompt itself (``as_coded``, ``refusal``), the item to
+            change beside a boundary-safe one is the same prompt with a refusal, else a harmful one.
         gradient_checkpointing: less memory, a third more time.
         source: where the numbers come from.
     """
@@ -62,6 +65,11 @@ class Budget:
 
     def __post_init__(self) -> None:
         demand = self._demand
+        for field in ("model", "source"):
+            text = getattr(self, field)
+            demand(field, isinstance(text, str) and text.strip(), "a text")
+        whether = self.gradient_checkpointing
+        demand("gradient_checkpointing", isinstance(whether, bool), "true or false")
         for field in ("lora_layers", "rank", "steps", "pairs", "pairs_at_once", "max_tokens"):
             demand(field, _whole(getattr(self, field), 1), "a whole number, at least 1")
         for field in ("lora_alpha", "learning_rate"):
@@ -97,7 +105,6 @@ class Recipe(Budget):
 
     Attributes:
         target_layers: decoder layers, from 0, of the erase and separate terms.
-        boundary_share: of the items to change, how many are boundary-safe.
         separate: variant of the separate term, one of ``losses.SEPARATE``; None for circuit
             breakers.
         separate_weight: of the separate term's mean beside the erase term's; None for one mean over
@@ -142,8 +149,8 @@ class Recipe(Budget):
         demand("separate", known, "null" if breakers else f"one of {', '.join(SEPARATE)}")
         demand(
             "boundary_share",
-            (self.boundary_share == 0) == breakers,
-            f"{'0' if breakers else 'above 0'}, for the method is {self.method}",
+            breakers or self.boundary_share > 0,
+            "above 0, for the separate term needs boundary-safe items",
         )
         weight = self.separate_weight
         demand("separate_weight", weight is None or _number(weight, least=0), "0 or more, or null")
@@ -167,6 +174,7 @@ METHODS = {
     "sft": Baseline,
     "dpo": Baseline,
     "gradient-ascent": Baseline,
+    "refusal-tuning": Baseline,
 }
 
 
@@ -196,7 +204,7 @@ def load_recipe(name: str | os.PathLike[str], **changes: object) -> Recipe | Bas
     except ValueError as error:
         raise RecipeError(f"recipe {name} is no JSON: {error}.") from None
     values = {**values, **changes} if isinstance(values, dict) else {}
-    kind = METHODS.get(values.get("method"))
+    kind = METHODS.get(str(values.get("method")))
     if kind is None:
         raise RecipeError(
             f"method of recipe {name} is {values.get('method')!r}; it must be one of "

@@ -1,0 +1,228 @@
+"""One training step of X-Boundary against the official recipe's way, alternating in one process.
+
+    python benchmarks/training.py [--items own|long] [--pairs 4] [--repeats 3]
+
+Both take the same model, adapter, items, loss (the official one) and precision. The official way,
+restated in official_step.py, pads request and response to 512 tokens each and what is retained to
+1,024, makes four passes, recomputes activations (gradient checkpointing) and stacks all hidden
+states. ``xb_lite`` pads to the longest of a step, makes one pass without logits, and keeps the
+reference states of items that come again (``--reference adapter-off`` does without).
+
+``own`` are pairs of the book's own prompts and responses; ``long`` are made of its passages, with
+request and response of 400 to 1,024 tokens together and 600 to 1,024 to retain, the official range.
+
+Prints the times of a step, forward and backward, and their ratio; the peak of the process's memory
+in each way; both losses; and the share of the machine's own bf16 (or fp32) matrix-product peak,
+measured here, that useful tokens reach: two operations a weight and token forward, as many backward
+(weights that are not trained need no gradient), and as many again for a reference pass; adapter,
+attention and loss are not counted as useful.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import official_step as official
+import torch
+from peft import PeftModel
+from torch import nn
+
+from xb_lite import losses
+from xb_lite.corpora import load_passages
+from xb_lite.dialogues import Dialogue, as_dialogue
+from xb_lite.experiments import local_subject, reference_sets
+from xb_lite.generation import Decoding
+from xb_lite.hidden import decoder_layers, lowest_layers
+from xb_lite.pairs import Pair, collate, draw_pairs
+from xb_lite.precision import Precision, choose_precision
+from xb_lite.recipes import Recipe, load_recipe
+from xb_lite.runs import adapted, fast_attention
+from xb_lite.steps import Reference, forward, step_terms, token_counts
+from xb_lite.training_sets import Sets
+
+STEP = 90  # of 300: both sides of the loss count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", choices=("own", "long"), default="own")
+    parser.add_argument("--model", default="smollm2-135m-aligned")
+    parser.add_argument("--pairs", type=int, default=4, help="in a step")
+    parser.add_argument("--repeats", type=int, default=3, help="of each way, alternating")
+    parser.add_argument("--reference", choices=("cache", "adapter-off"), default="cache")
+    args = parser.parse_args()
+
+    precision = choose_precision()
+    recipe = load_recipe(
+        "x-boundary-llama-3-8b",
+        model=args.model,
+        pairs=args.pairs,
+        pairs_at_once=args.pairs,
+        steps=1,
+        dropout=0.0,
+        lora_std=0.02,  # as after some steps: at the start the erase term has no gradient
+        boundary_share=0.25,
+        refusal_share=0.25,
+        reference=args.reference,
+        gradient_checkpointing=False,
+    )
+    exact = choose_precision(exact=True)
+    subject = local_subject(args.model, exact)
+    if args.items == "own":
+        sets = reference_sets(subject.backend, Decoding(), subject.identity(exact))
+    else:
+        sets = long_sets(subject.tokenizer)
+    pairs = draw_pairs(recipe, sets, subject.tokenizer, seed=0)
+    lengths = [len(row.encoding) for pair in pairs for row in (pair.change, pair.keep)]
+    print(f"{args.model}, {precision}, {torch.get_num_threads()} threads")
+    print(f"{len(pairs)} pairs, {sum(lengths)} tokens, {min(lengths)} to {max(lengths)} an item")
+
+    with lowest_layers(subject.model, recipe.lora_layers), adapted(subject.model, recipe, 0) as m:
+        ways = {
+            "official": official_way(m, recipe, pairs, subject.tokenizer.pad_token_id, precision),
+            "xb_lite": own_way(m, recipe, pairs, subject.tokenizer.pad_token_id, precision),
+        }
+        found = {name: [] for name in ways}
+        for way in ways.values():
+            measure(way, m)  # once to warm up, and to fill the cache of reference states
+        for _ in range(args.repeats):
+            for name, way in ways.items():
+                found[name].append(measure(way, m))
+        weights = sum(
+            module.base_layer.weight.numel()
+            for module in decoder_layers(m).modules()
+            if isinstance(getattr(module, "base_layer", None), nn.Linear)
+        )
+    seconds = {name: median(run[0] for run in runs) for name, runs in found.items()}
+    memory = {name: max(run[1] for run in runs) for name, runs in found.items()}
+    for name, runs in found.items():
+        times = ", ".join(f"{run[0]:.2f}" for run in runs)
+        print(f"{name:9} {times} s; peak {memory[name]:.2f} GB; loss {runs[-1][2]:.5f}")
+    print(f"ratio of times {seconds['official'] / seconds['xb_lite']:.1f}")
+    print(f"ratio of peak memories {memory['official'] / memory['xb_lite']:.1f}")
+    passes = 2 if args.reference == "cache" else 3
+    useful = passes * 2 * weights * sum(lengths) / seconds["xb_lite"]
+    peak = matrix_peak(precision, sum(lengths), subject.model.config)
+    print(
+        f"{seconds['xb_lite'] / len(pairs):.2f} s a pair; useful {useful / 1e9:.0f} of "
+        f"{peak / 1e9:.0f} GFLOP/s, {useful / peak:.0%} of the matrix-product peak"
+    )
+
+
+def official_way(
+    model: PeftModel, recipe: Recipe, pairs: list[Pair], pad_id: int, precision: Precision
+) -> Callable[[], torch.Tensor]:
+    items = []
+    for pair in pairs:
+        change = pair.change.encoding
+        items.append(
+            official.Item(
+                change.input_ids[~change.response].tolist(),
+                change.input_ids[change.response].tolist(),
+                pair.keep.encoding.input_ids.tolist(),
+                pair.separate,
+            )
+        )
+
+    def step() -> torch.Tensor:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        with precision.autocast():
+            found = official.official_step(
+                model,
+                items,
+                STEP,
+                targets=[layer + 1 for layer in recipe.target_layers],
+                schedule=recipe.schedule,
+                alpha=recipe.alpha,
+                pad_id=pad_id,
+            )
+        found.loss.backward()
+        model.gradient_checkpointing_disable()
+        return found.loss
+
+    return step
+
+
+def own_way(
+    model: PeftModel, recipe: Recipe, pairs: list[Pair], pad_id: int, precision: Precision
+) -> Callable[[], torch.Tensor]:
+    reference = Reference(recipe, pairs, pad_id)
+    longest = max(map(len, pairs))
+
+    def step() -> torch.Tensor:
+        model.train()
+        batch = collate(pairs, pad_id)
+        with fast_attention(model.get_base_model(), precision, longest):
+            with precision.autocast():
+                before = reference.of(model, model, batch)
+                states = forward(model, model, batch, recipe)
+            terms = step_terms(recipe, batch, states, before, token_counts(recipe, batch))
+            weights = losses.coefficients(STEP, recipe.schedule, recipe.alpha)
+            loss = losses.total(weights, terms, recipe.retain_weight, recipe.separate_weight)
+            loss.backward()
+        return loss
+
+    return step
+
+
+def measure(step: Callable[[], torch.Tensor], model: PeftModel) -> tuple[float, float, float]:
+    """Seconds, peak of the process's memory in GB, and the loss."""
+    model.zero_grad()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the other way freed is not this way's
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    began = time.perf_counter()
+    loss = float(step().detach())
+    seconds = time.perf_counter() - began
+    status = Path("/proc/self/status").read_text()
+    return seconds, int(status.split("VmHWM:")[1].split()[0]) / 1e6, loss
+
+
+def matrix_peak(precision: Precision, tokens: int, config) -> float:
+    """Operations a second of the model's own matrix products, the best of its shapes."""
+    dtype, best = precision.products or precision.weights, 0.0
+    dim, inner = config.hidden_size, config.intermediate_size
+    for width, out in ((dim, inner), (inner, dim), (dim, dim)):
+        a, b = torch.randn(tokens, width).to(dtype), torch.randn(out, width).to(dtype).T
+        for _ in range(5):
+            began = time.perf_counter()
+            for _ in range(20):
+                a @ b
+            best = max(best, 20 * 2 * a.numel() * out / (time.perf_counter() - began))
+    return best
+
+
+def long_sets(tokenizer) -> Sets:
+    """Items of the official lengths out of the book's passages, which are harmless: the cost of a
+    step does not depend on what its items say."""
+    dice = random.Random(0)
+    ids = tokenizer(" ".join(p.text for p in load_passages()))["input_ids"]
+
+    def text(tokens: int) -> str:
+        begin = dice.randrange(len(ids) - tokens)
+        return tokenizer.decode(ids[begin : begin + tokens])
+
+    def dialogue(least: int, prompt: str | None = None) -> Dialogue:
+        tokens = dice.randint(least, 980) // 2  # the template's tags come on top
+        return as_dialogue(prompt or text(tokens), text(tokens))
+
+    over_refused = [dialogue(400) for _ in range(8)]
+    return Sets(
+        harmful=[dialogue(400) for _ in range(8)],
+        refused=[dialogue(600) for _ in range(8)],
+        compliant=[dialogue(600, row[0]["content"]) for row in over_refused],
+        over_refused=over_refused,
+        benign=[dialogue(600) for _ in range(8)],
+    )
+
+
+if __name__ == "__main__":
+    main()

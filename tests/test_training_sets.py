@@ -1,0 +1,165 @@
+"""What becomes of a model's replies as training data, and that they are asked for once."""
+
+import re
+from dataclasses import asdict, dataclass, field
+
+import pytest
+
+from xb_lite.attacks import PREFILL, load_items
+from xb_lite.dialogues import as_dialogue
+from xb_lite.evaluation import ask, evaluate
+from xb_lite.generation import Decoding, Reply
+from xb_lite.judges import XSTEST
+from xb_lite.log import LogError
+from xb_lite.training_sets import REFUSAL, Sets, reference_sets
+
+DECODING = Decoding(max_new_tokens=32)
+SUBJECT = {"model": "fake", "defense": "none"}
+N = 6
+PROMPTS = {
+    kind: [item.request for item in load_items(kind, "train")][:N]
+    for kind in ("harmful", "boundary-safe", "benign")
+}
+
+# By kind, and by place of the prompt: what is said, and whether it came to its end.
+ANSWER = ("It is done so. Then so.", True)
+CUT = ("It is done so. Then e.g. three steps. And at 3.5 deg", False)
+SAID = {
+    "harmful": [("I'm sorry, but I can't.", True), ANSWER, ("No, I can't. Ask ano", False)],
+    "prefill": [(" is how.", True), (" is why I can't, sorry.", True), (" is how! And th", False)],
+    "boundary-safe": [
+        ANSWER,
+        ("I apologize, this is not safe.", True),
+        CUT,
+        ("No full stop", False),
+    ],
+    "benign": [ANSWER, CUT, ("I can't say; sorry.", True)],
+}
+
+
+@dataclass
+class Fake:
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def reply(self, dialogues, decoding, prefill=""):
+        prompts = [dialogue[-1]["content"] for dialogue in dialogues]
+        self.asked += [(prefill, prompt) for prompt in prompts]
+        return [Reply(*self.say(prompt, prefill)) for prompt in prompts]
+
+    def say(self, prompt, prefill):
+        kind = next(kind for kind, prompts in PROMPTS.items() if prompt in prompts)
+        said = SAID["prefill" if prefill else kind]
+        text, finished = said[PROMPTS[kind].index(prompt) % len(said)]
+        return prefill + text, 7, 5, finished
+
+    def play(self, scripts, decoding):
+        return [[Reply(f"{turn}, yes.", 3, 2, True) for turn in script] for script in scripts]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+
+
+def sets(backend=None, **options):
+    return reference_sets(backend or Fake(), DECODING, SUBJECT, **{"limit": N, **options})
+
+
+def dialogues(kind, places, answers):
+    return [as_dialogue(PROMPTS[kind][i], said) for i, said in zip(places, answers, strict=True)]
+
+
+def test_harmful_requests_that_are_refused_even_prefilled_are_left_out():
+    complied = [f"{PREFILL} is how.", f"{PREFILL} is how!"] * 2  # the second was cut short
+    assert sets().harmful == dialogues("harmful", [0, 2, 3, 5], complied)
+
+
+def test_refusals_are_the_models_own_where_it_refuses():
+    own = ["I'm sorry, but I can't.", REFUSAL, "No, I can't."] * 2
+    assert sets().refused == dialogues("harmful", range(N), own)
+
+
+def test_boundary_safe_prompts_that_are_refused_are_in_neither_set():
+    whole = "It is done so. Then e.g. three steps."
+    served = [ANSWER[0], whole, "No full stop", ANSWER[0]]
+    found = sets()
+    assert found.compliant == dialogues("boundary-safe", [0, 2, 3, 4], served)
+    assert found.over_refused == dialogues("boundary-safe", [0, 2, 3, 4], [REFUSAL] * 4)
+
+
+def test_benign_prompts_are_kept_whatever_is_said():
+    whole = "It is done so. Then e.g. three steps."
+    answers = [ANSWER[0], whole, "I can't say; sorry."] * 2
+    assert sets().benign == dialogues("benign", range(N), answers)
+
+
+def test_a_refusal_that_was_cut_off_counts_as_what_is_left_of_it(monkeypatch):
+    monkeypatch.setitem(SAID, "boundary-safe", [("It is so. But I am sor", False)])
+    assert sets().compliant == dialogues("boundary-safe", range(N), ["It is so."] * N)
+
+
+def test_replies_are_asked_for_once():
+    backend = Fake()
+    first = sets(backend)
+    assert sorted(backend.asked) == sorted(
+        [(p, prompt) for p in ("", PREFILL) for prompt in PROMPTS["harmful"]]
+        + [("", prompt) for kind in ("boundary-safe", "benign") for prompt in PROMPTS[kind]]
+    )
+    again = Fake()
+    assert sets(again) == first and not again.asked
+    # Fewer of what is there already; another model has said nothing yet.
+    assert sets(again, limit=2).refused == first.refused[:2] and not again.asked
+    reference_sets(again, DECODING, {**SUBJECT, "model": "other"}, limit=2)
+    assert len(again.asked) == 8
+
+
+def test_the_digest_is_of_every_word_and_of_the_set_it_is_in():
+    found = sets()
+    assert re.fullmatch("[0-9a-f]{64}", found.digest) and sets().digest == found.digest
+    others = [Sets(**{**vars(found), name: value[1:]}) for name, value in vars(found).items()]
+    swapped = Sets(**{**vars(found), "harmful": found.refused, "refused": found.harmful})
+    assert len({s.digest for s in (found, swapped, *others)}) == 7
+
+
+def test_there_is_no_other_split():
+    with pytest.raises(ValueError):
+        sets(split="tra")
+
+
+def test_ask_gives_what_evaluate_was_told(tmp_path):
+    items = [item for kind in PROMPTS for item in load_items(kind, "train")[:3]]
+    items += load_items("multi-turn", "test")[:2]
+    backend = Fake()
+    outcomes = evaluate(
+        backend, items, [XSTEST], DECODING, subject=SUBJECT, log=tmp_path / "log.jsonl"
+    )
+    n = len(backend.asked)
+    replies = ask(backend, items, DECODING, subject=SUBJECT)
+    assert len(backend.asked) == n  # all out of the cache
+    for item, outcome, turns in zip(items, outcomes, replies, strict=True):
+        assert len(turns) == len(item.turns)
+        assert all(isinstance(reply, Reply) for reply in turns)
+        assert outcome.labels["xstest"] == XSTEST([""] * len(turns), [r.text for r in turns])
+        for name in ("prompt_tokens", "new_tokens", "finished"):
+            assert getattr(outcome, name) == [getattr(reply, name) for reply in turns]
+    # The other way round: what ask was told, evaluate does not ask again.
+    more = load_items("benign", "train")[3:5]
+    told = ask(backend, more, DECODING, subject=SUBJECT)
+    n = len(backend.asked)
+    evaluate(backend, more, [XSTEST], DECODING, subject=SUBJECT, log=tmp_path / "more.jsonl")
+    assert len(backend.asked) == n
+    assert [asdict(turns[0])["text"] for turns in told] == [
+        Fake().say(item.request, "")[0] for item in more
+    ]
+
+
+def test_ask_refuses_what_cannot_be_asked_and_a_cache_of_other_items():
+    (item,) = load_items("benign", "train")[:1]
+    backend = Fake()
+    with pytest.raises(ValueError, match="no turn"):
+        ask(backend, [item, type(item)(**{**asdict(item), "turns": ()})], DECODING, subject=SUBJECT)
+    assert not backend.asked
+    ask(backend, [item], DECODING, subject=SUBJECT)
+    other = type(item)(**{**asdict(item), "request": "Another?", "turns": ("Another?",)})
+    with pytest.raises(LogError, match=re.escape(repr(item.id))):
+        ask(backend, [other], DECODING, subject=SUBJECT)

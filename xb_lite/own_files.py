@@ -1,0 +1,42 @@
+"""Files of the book's repository that the package itself does not hold: results and adapters."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from http.client import HTTPException
+from importlib.metadata import metadata
+from pathlib import Path
+
+from xb_lite.model_files import cache_folder
+
+TIMEOUT = 30  # seconds without a byte
+
+
+def own_file(name: str) -> Path:
+    """A file of the repository, e.g. ``"results/cpu/smollm2-135m/none.json"``: in place where the
+    package runs out of the repository, else fetched from its public address and cached.
+
+    Raises:
+        ValueError: it is in neither.
+    """
+    own = Path(__file__).parents[1] / name
+    if own.exists():
+        return own
+    copy = cache_folder() / name
+    urls = dict(line.split(", ") for line in metadata("xb-lite").get_all("Project-URL"))
+    raw = urls["Repository"].replace("github.com", "raw.githubusercontent.com")
+    try:
+        with urllib.request.urlopen(f"{raw}/main/{name}", timeout=TIMEOUT) as response:
+            data = response.read()
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        part = copy.with_name(f"{copy.name}.{os.getpid()}.part")
+        part.write_bytes(data)
+        part.replace(copy)
+    except (OSError, HTTPException) as error:
+        if not copy.exists():
+            raise ValueError(
+                f"{name} is not here and cannot be fetched from {raw} ({error}): run the book from "
+                "its repository."
+            ) from error
+    return copy
