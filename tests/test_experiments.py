@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from tiny import tiny_sets
 
 from xb_lite import __main__, experiments, own_files, results, tables
+from xb_lite.corpora import load_corpus
 from xb_lite.results import find, published, read_result
 
 
@@ -40,6 +42,8 @@ def test_a_limit_is_spread_over_the_set():
         (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
         (["--server", "nonsense"], "base_url must look like"),
         (["no/such/model/anywhere"], "neither"),
+        (["--adapter", "nowhere"], "there is no adapter in nowhere"),
+        (["--adapter", "mine", "--server", "http://127.0.0.1:1/v1"], "behind a server"),
     ],
 )
 def test_a_bad_command_says_so_in_one_sentence(arguments, says, capsys, monkeypatch, tmp_path):
@@ -79,6 +83,25 @@ def test_the_whole_command_on_the_default_model(tmp_path, monkeypatch, capsys):
     assert __main__.main(command) == 0  # nothing is made again
     assert read_result(path)["rows"] == first["rows"]
     assert path.with_suffix(".jsonl").read_text() == log
+
+
+def test_a_defense_is_trained_and_evaluated_by_two_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiments, "reference_sets", lambda *_: tiny_sets())
+    monkeypatch.setattr(experiments, "capability_rows", lambda *_: [])
+    monkeypatch.setattr("xb_lite.evaluation.cache_folder", lambda: tmp_path / "cache")
+    changes = ["model=smollm2-135m", "steps=1", "pairs=4", "pairs_at_once=4"]
+    train = ["train", "x-boundary-smollm2-135m", "--into", "mine", "--set", *changes]
+    assert __main__.main(train) == 0
+    assert "erase 1" in capsys.readouterr().out
+    evaluate = ["evaluate", "--adapter", "mine", "--sets", "benign", "--split", "validation"]
+    assert __main__.main([*evaluate, "--limit", "1", "--max-new-tokens", "4"]) == 0
+    result = read_result(tmp_path / "results" / "cpu" / "smollm2-135m" / "mine.json")
+    assert result["adapter"]["recipe"]["recipe"]["steps"] == 1
+    assert len(result["adapter"]["digest"]) == 64 and result["data"]["split"] == "validation"
+    log = (tmp_path / "results" / "cpu" / "smollm2-135m" / "mine.jsonl").read_text()
+    asked = json.loads(log.splitlines()[1])["id"]
+    assert asked in {row.id for row in load_corpus("benign", "validation")}
 
 
 QUIZ, PASSAGES = experiments.load_quiz, experiments.load_passages

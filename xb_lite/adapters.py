@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +23,9 @@ CONFIG = "adapter_config.json"
 RUN = "run.json"
 FILES = (WEIGHTS, CONFIG, RUN)
 VERSIONS = ("xb-lite", "torch", "transformers", "peft")
+
+# peft asks by the old name; nobody who reads a page can mend that.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 class AdapterError(RuntimeError):
