@@ -36,7 +36,7 @@ class Toy:
 
 def toy_spec(*sources):
     digest = hashlib.sha256(CONTENT).hexdigest()
-    return ModelSpec("toy", "Toy", "llama", "-", 1000, 1, digest, len(CONTENT), sources)
+    return ModelSpec("toy", "Toy", "toy/toy", "llama", "-", 1000, 1, digest, len(CONTENT), sources)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def separate(state: State, centroid: Float[Tensor, "batch dim"]) -> Float[Tensor
     - ``as_coded``: the request tokens of a boundary-safe prompt, away from the centroid of that
       prompt with its compliant answer. What the official code does.
     - ``as_described``: the response tokens of harmful items, away from the centroid of all
-      boundary-safe items. What the paper's text says.
+      boundary-safe items. What the paper's abstract says, as we read it.
     - ``refusal``: the tokens of a refusal to a boundary-safe prompt, away from the centroid of that
       prompt with its compliant answer. What the official code's data suggest was meant.
 
