@@ -27,3 +27,14 @@ def default_model():
 @pytest.fixture(scope="session")
 def tokenizer(default_model):
     return default_model[1]
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tiny matrices: on a busy machine threads would only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

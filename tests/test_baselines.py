@@ -37,12 +37,7 @@ FILES = {"refusal-tuning": "aligned-smollm2-135m"}
 SETS = tiny_sets()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(method, **changes):

@@ -36,13 +36,7 @@ SEEDS = st.integers(0, 10**6)
 unhurried = settings(max_examples=60, deadline=None)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The matrices are tiny; on a busy machine threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def states(*tokens):

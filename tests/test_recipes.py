@@ -39,12 +39,7 @@ OURS = [name for name in recipe_names() if isinstance(load_recipe(name), Recipe)
 OFFICIAL = [name for name in OURS if load_recipe(name).retain == "absolute"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def as_file(folder, values):

@@ -63,14 +63,14 @@ VARIANTS = {
 AT_WORK = {"lora_std": 0.1}  # an adapter that has an effect from the first step on
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def little_garbage():
     gc.freeze()  # every run collects garbage, which takes longer than its steps
     yield
     gc.unfreeze()
-    torch.set_num_threads(before)
 
 
 def model_of(tokenizer):

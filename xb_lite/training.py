@@ -133,11 +133,10 @@ class XBoundaryTrainer(PairTrainer):
         model: PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         pairs: Sequence[Pair],
-        folder: Path,
-        precision: Precision,
-        seed: int = 0,
+        *where: object,
     ) -> None:
-        super().__init__(recipe, model, tokenizer, pairs, folder, precision, seed)
+        """``where``: folder, precision and seed, as for ``runs.arguments``."""
+        super().__init__(recipe, model, tokenizer, pairs, *where)
         self.reference = Reference(recipe, pairs, tokenizer.pad_token_id)
 
     def counts(self, batch):
