@@ -104,6 +104,13 @@ def test_a_defense_is_trained_and_evaluated_by_two_commands(tmp_path, monkeypatc
     assert asked in {row.id for row in load_corpus("benign", "validation")}
 
 
+def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "reference_sets", lambda *_: pytest.fail("it was asked"))
+    changes = ["model=smollm2-135m", "lora_layers=99"]
+    assert __main__.main(["train", "x-boundary-smollm2-135m", "--set", *changes]) == 1
+    assert "lora_layers is 99; it must be at most 30" in capsys.readouterr().err
+
+
 QUIZ, PASSAGES = experiments.load_quiz, experiments.load_passages
 
 

@@ -24,6 +24,7 @@ from xb_lite.evaluation import digest, evaluate
 from xb_lite.generation import Backend, Decoding, LocalBackend
 from xb_lite.gibberish import Gibberish
 from xb_lite.harness import harness_rows
+from xb_lite.hidden import decoder_layers
 from xb_lite.judges import REFUSAL_JUDGES, Judge
 from xb_lite.model_files import DEFAULT, cache_folder
 from xb_lite.models import load_model, model_digest
@@ -101,6 +102,7 @@ def train_defense(
     """
     exact = choose_precision(exact=True)
     subject = local_subject(recipe.model, exact)
+    recipe.check_model(len(decoder_layers(subject.model)))  # before minutes of asking
     # Of several processes one asks, and the others find its replies in the cache.
     with PartialState(cpu=exact.device == "cpu").main_process_first():
         sets = reference_sets(subject.backend, Decoding(), subject.identity(exact))
