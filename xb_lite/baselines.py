@@ -162,8 +162,7 @@ class RefusalTuning(PairTrainer):
 
     Minimises ``refuse + weight * drift``: the mean negative log-likelihood of the refusal's tokens,
     and the mean Kullback-Leibler divergence of the model's next-token distribution from that of
-    the model without the adapter, over the tokens of the responses to keep. On few items this costs
-    ordinary text nothing, where fine-tuning on the same responses costs much: chapter 4.
+    the model without the adapter, over the tokens of the responses to keep.
     """
 
     term_names = ("refuse", "drift")
