@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xb_lite.dialogues import as_dialogue, encode
+from xb_lite.dialogues import as_dialogue, as_turns, encode
 
 # Templates of the shape of each family's: tags, default system prompt, trimming, refused roles,
 # and for Mistral the system message moved into the last user turn.
@@ -77,6 +77,20 @@ def family(request, tokenizer):
 def spoken(tokenizer, encoding, mask="response"):
     """The text of a mask; a space that a token shares with the tag before it does not count."""
     return tokenizer.decode(encoding.input_ids[encoding.mask(mask)]).strip(" ")
+
+
+def test_turns_and_replies_alternate():
+    turns, replies = ["Name a river.", "And a sea?"], ["The Elbe.", "The North Sea."]
+    assert as_turns(turns, replies) == MULTI
+    assert as_turns(turns[:1], replies[:1]) == as_dialogue(turns[0], replies[0])
+    assert as_turns(turns, ["", ""])[1::2] == [{"role": "assistant", "content": ""}] * 2
+
+
+def test_a_last_turn_without_a_reply_is_open(tokenizer):
+    dialogue = as_turns(["Name a river.", "And a sea?"], ["The Elbe."])
+    assert dialogue == MULTI[:3] and as_turns(["Hi"], []) == as_dialogue("Hi")
+    ids = encode(tokenizer, dialogue).input_ids
+    assert tokenizer.decode(ids).endswith("And a sea?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_tokens_are_those_of_the_chat_template(family):

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from xb_lite import evaluation
 from xb_lite.attacks import PREFILL, Item
+from xb_lite.dialogues import as_turns
 from xb_lite.evaluation import Outcome, evaluate, reply_store
 from xb_lite.generation import Decoding, LocalBackend, Reply
 from xb_lite.judges import XSTEST, VerdictError
@@ -156,6 +157,38 @@ def test_outcomes_are_of_the_items_in_their_order(folder):
     assert len(judge.judged) == sum(len(item.turns) for item in ITEMS)
 
 
+def test_a_prefill_is_put_into_the_last_of_several_turns(folder):
+    class Recorder(Fake):
+        replied, played = [], []
+
+        def reply(self, dialogues, decoding, prefill=""):
+            self.replied += [(dialogue, prefill) for dialogue in dialogues]
+            return super().reply(dialogues, decoding, prefill)
+
+        def play(self, scripts, decoding):
+            self.played += map(tuple, scripts)
+            return super().play(scripts, decoding)
+
+    plain = [item for item in ITEMS if item.attack == "multi-turn"]
+    items = [replace(item, prefill=PREFILL) for item in plain]
+    assert {len(item.turns) for item in items} == {2, 3}
+    backend, judge = Recorder(), FakeJudge()
+    outcomes = run(folder, items, [judge], backend)
+    assert sorted(backend.played) == sorted(item.turns[:-1] for item in items)
+    for item, outcome in zip(items, outcomes, strict=True):
+        earlier = [said("", turn, i) for i, turn in enumerate(item.turns[:-1])]
+        history = as_turns(item.turns, [reply.text for reply in earlier])
+        replies = [*earlier, said(PREFILL, item.turns[-1], 0)]
+        assert (history, PREFILL) in backend.replied
+        assert outcome.new_tokens == [reply.new_tokens for reply in replies]
+        assert outcome.prompt_tokens == [reply.prompt_tokens for reply in replies]
+        assert all((item.request, reply.text) in judge.judged for reply in replies)
+    assert len(backend.replied) == len(items)
+    again = Fake()
+    assert run(folder, items, backend=again) == outcomes and again.calls == 0
+    refused(folder, "is not what it was", items=plain)
+
+
 def test_log_has_no_text_of_any_request_or_reply(folder):
     run(folder)
     logged = (folder / "log.jsonl").read_text()
@@ -185,12 +218,15 @@ def test_what_cannot_be_read_is_none_and_left_out_of_n(folder):
 
 def test_a_local_model_is_asked_as_any_other(folder, default_model):
     items = [direct(0), replace(direct(1), prefill=PREFILL), ITEMS[-1]]
+    items.append(replace(ITEMS[-2], prefill=PREFILL))
     backend, short = LocalBackend(*default_model), Decoding(max_new_tokens=2)
     outcomes = run(folder, items, [XSTEST], backend, decoding=short)
-    assert [len(o.new_tokens) for o in outcomes] == [1, 1, 2]
+    assert [len(o.new_tokens) for o in outcomes] == [1, 1, 2, 3]
     assert all(0 < n <= 2 for o in outcomes for n in o.new_tokens)
     store = {row["id"]: row for row in read(the_reply_store(folder))[1:]}
     assert store["harmful-1"]["replies"][0]["text"].startswith(PREFILL)
+    filled = [reply["text"].startswith(PREFILL) for reply in store[ITEMS[-2].id]["replies"]]
+    assert filled == [False, False, True]
     again = run(folder, items[:1], [XSTEST], backend, decoding=short, resume=False)
     assert again[0].sha256 == outcomes[0].sha256
 
@@ -425,7 +461,6 @@ FIELDS = [name for name in Item.__dataclass_fields__ if name != "prefill"]
                 replace(direct(0), prefill=None),
                 replace(direct(0), prefill=" "),
                 replace(direct(0), prefill=["Sure"]),
-                replace(ITEMS[-1], prefill="Sure"),
             ]
         ),
         min_size=1,

@@ -1,13 +1,26 @@
 """From a command to a result: plans, subjects, tables, published files."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import tiny_sets
 
-from xb_lite import __main__, experiments, own_files, results, tables
-from xb_lite.corpora import load_corpus
-from xb_lite.results import find, published, read_result
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import frontier  # noqa: E402
+
+from xb_lite import __main__, experiments, own_files, results, tables  # noqa: E402
+from xb_lite.corpora import load_corpus  # noqa: E402
+from xb_lite.experiments import Subject, evaluate_subject, spread  # noqa: E402
+from xb_lite.generation import Decoding, Reply  # noqa: E402
+from xb_lite.judges import INTENTION_ANALYSIS, XSTEST  # noqa: E402
+from xb_lite.precision import choose_precision  # noqa: E402
+from xb_lite.recipes import load_recipe  # noqa: E402
+from xb_lite.results import find, published, read_result  # noqa: E402
 
 
 def test_a_plan_has_every_set_and_the_harmful_ones_under_attack():
@@ -31,6 +44,16 @@ def test_a_limit_is_spread_over_the_set():
     some = [item.id for item in experiments.plan(["benign"], limit=4)]
     assert some == [whole[0], whole[10], whole[20], whole[30]]
     assert [item.id for item in experiments.plan(["benign"], limit=1000)] == whole
+
+
+@given(st.integers(0, 60), st.none() | st.integers(1, 80))
+def test_a_spread_is_even_and_in_order(count, limit):
+    some = spread(range(count), limit)
+    assert len(some) == min(count, limit or count)
+    assert some == sorted(set(some)) and set(some) <= set(range(count))
+    apart = [b - a for a, b in zip(some, [*some, count][1:], strict=True)]
+    assert not apart or max(apart) - min(apart) <= 1
+    assert some[:1] == list(range(count))[:1]
 
 
 @pytest.mark.parametrize(
@@ -104,11 +127,106 @@ def test_a_defense_is_trained_and_evaluated_by_two_commands(tmp_path, monkeypatc
     assert asked in {row.id for row in load_corpus("benign", "validation")}
 
 
+class Polite:
+    """A model behind a server that always says the same."""
+
+    def reply(self, dialogues, decoding, prefill=""):
+        return [Reply("No, I can't.", 1, 1, True) for _ in dialogues]
+
+
+def test_replies_are_judged_by_those_asked_to(tmp_path, monkeypatch):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(experiments, "judges", lambda *_: pytest.fail("the default ones"))
+    path = evaluate_subject(
+        Subject("polite", "polite", Polite()),
+        experiments.plan(["harmful"], [], limit=2),
+        choose_precision(),
+        Decoding(),
+        tmp_path,
+        judged_by=[XSTEST, INTENTION_ANALYSIS],
+    )
+    rows = [row for row in read_result(path)["rows"] if row["metric"] == "asr"]
+    assert {row["judge"] for row in rows} == {"xstest", "intention-analysis"}
+
+
 def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(monkeypatch, capsys):
     monkeypatch.setattr(experiments, "reference_sets", lambda *_: pytest.fail("it was asked"))
     changes = ["model=smollm2-135m", "lora_layers=99"]
     assert __main__.main(["train", "x-boundary-smollm2-135m", "--set", *changes]) == 1
     assert "lora_layers is 99; it must be at most 30" in capsys.readouterr().err
+
+
+# benchmarks/frontier.py
+
+
+@pytest.fixture
+def public(tmp_path):
+    """A set as in the official code's files: 21 requests, or as many dialogues of 3 turns."""
+
+    def write(name, multi_turn=False):
+        rows = [
+            {"id": i, "behavior": "b", "default_target": f"aim {i}", "queries": ["a", "b", f"c{i}"]}
+            if multi_turn
+            else {"behavior": "b", "messages": [{"role": "user", "content": f"{name} {i}?"}]}
+            for i in range(21)
+        ]
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"data": rows}))
+        return f"{name}={path}"
+
+    return write
+
+
+def of_public(split, entries, limit=None):
+    return [item for item in frontier.items_of(split, entries, limit) if item.set not in OWN]
+
+
+OWN = ("harmful", "boundary-safe", "benign", "multi-turn")
+
+
+def test_every_fourth_item_of_a_public_set_is_for_validation(public):
+    entries = [public("xstest"), public("harmbench"), public("actorattack", multi_turn=True)]
+    validation, test = (of_public(split, entries) for split in ("validation", "test"))
+    whole = experiments.plan(entries, ["prefill"])
+    assert len(whole) == 4 * 21 and len(validation) == 4 * 6
+    assert {item.id for item in [*validation, *test]} == {item.id for item in whole}
+    assert len(validation) + len(test) == len(whole)
+    # Nor is a request tested under one attack on which another chose.
+    asked = [{(item.set, item.request) for item in items} for items in (validation, test)]
+    assert not asked[0] & asked[1]
+    places = [int(item.request.split()[1].rstrip("?")) for item in validation]
+    assert places == 4 * [0, 4, 8, 12, 16, 20]
+
+
+def test_a_limit_is_of_replies_under_each_attack(public):
+    entries = [public("harmbench"), public("actorattack", multi_turn=True)]
+    for limit, wanted in ((10, [10, 10, 9]), (6, [6, 6, 6]), (1, [1, 1, 3]), (99, [15, 15, 45])):
+        items = of_public("test", entries, limit)
+        replies = {}
+        for item in items:
+            replies.setdefault((item.set, item.attack), []).extend(item.turns)
+        assert list(replies) == [
+            ("harmbench", "direct"),
+            ("harmbench", "prefill"),
+            ("actorattack", "multi-turn"),
+        ]
+        assert [len(turns) for turns in replies.values()] == wanted
+
+
+def test_the_books_own_sets_are_those_of_the_split(public):
+    for split, attacks in (("test", {"prefill", "wrapper"}), ("validation", {"prefill"})):
+        items = frontier.items_of(split, [public("oktest")], 1)
+        own = [item for item in items if item.set in OWN]
+        assert own == experiments.plan(attacks=sorted(attacks), split=split)
+        assert [item.set for item in items[len(own) :]] == ["oktest"]
+        assert {item.attack for item in own} == {"direct", "multi-turn", *attacks}
+        assert len({item.id for item in items}) == len(items)
+
+
+@pytest.mark.parametrize("method", sorted(frontier.SWEEP.keys() - {"none", "steering"}))
+def test_every_setting_of_a_sweep_is_a_recipe(method):
+    recipes = [load_recipe(f"{method}-smollm2-135m", **c) for c in frontier.SWEEP[method]]
+    assert len(set(map(str, recipes))) == len(recipes)
 
 
 QUIZ, PASSAGES = experiments.load_quiz, experiments.load_passages

@@ -136,6 +136,6 @@ def test_the_aligned_model_out_of_reach_is_one_sentence(monkeypatch):
     def nowhere(name):
         raise ValueError(f"{name} is not here")
 
-    monkeypatch.setattr("xb_lite.models.own_file", nowhere)
+    monkeypatch.setattr("xb_lite.adapters.own_file", nowhere)
     with pytest.raises(ModelError, match="aligned cannot be had: artifacts/.* is not here"):
         load_model(ALIGNED, FP32)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_recipe, tiny_sets
 
-from xb_lite.dialogues import encode
+from xb_lite.dialogues import as_turns, encode
 from xb_lite.pairs import WINDOW, collate, draw_pairs
 from xb_lite.recipes import RecipeError
 
@@ -34,8 +34,8 @@ def kinds(tokenizer, pairs):
     """By pair, the sets of its two rows and the place of either in its set."""
     place = {
         words: (name, i)
-        for name in ("harmful", "refused", "compliant", "over_refused", "benign")
-        for i, words in enumerate(ids(tokenizer, getattr(SETS, name)))
+        for name, dialogues in vars(SETS).items()
+        for i, words in enumerate(ids(tokenizer, dialogues))
     }
     return [
         tuple(place[tuple(row.encoding.input_ids.tolist())] for row in (p.change, p.keep))
@@ -49,11 +49,11 @@ def test_a_boundary_safe_pair_is_one_prompt_with_its_refusal_and_its_answer(toke
     ):
         assert pair.boundary == (change == "over_refused") == (keep == "compliant")
         assert pair.separate == pair.boundary
-        assert change in ("over_refused", "harmful")
+        assert change in ("over_refused", "harmful", "harmful_dialogues")
         if pair.boundary:
             assert i == k
         else:
-            assert keep in ("refused", "benign")
+            assert keep in ("refused", "benign", "benign_dialogues")
         assert len(pair) == max(len(pair.change.encoding), len(pair.keep.encoding))
 
 
@@ -74,21 +74,76 @@ def test_steps_have_the_recipes_shares(tokenizer, boundary, refusals):
         assert abs(n - refusals * size) < 1 + 1e-3 * size
 
 
+@pytest.mark.parametrize("share", [0, 0.1, 0.25, 0.3333, 1])
+@pytest.mark.parametrize(
+    "boundary, refusals, separate",
+    [(0.25, 0.25, "refusal"), (0.3, 0, "refusal"), (0.5, 0.5, "refusal"), (0.5, 0.25, None)],
+)
+def test_dialogues_have_their_share_of_harmful_and_of_benign_items(
+    tokenizer, share, boundary, refusals, separate
+):
+    changes = {"boundary_share": boundary, "refusal_share": refusals, "separate": separate}
+    changes |= {} if separate else {"method": "circuit-breakers"}
+    pairs = drawn(tokenizer, steps=3 * WINDOW, multi_turn_share=share, **changes)
+    found = kinds(tokenizer, pairs)
+    size = WINDOW * PAIRS
+    for begin in range(0, len(pairs), size):
+        window = slice(begin, begin + size)
+        beside = [
+            (change, keep)
+            for ((change, _), (keep, _)), pair in zip(found[window], pairs[window], strict=True)
+            if not pair.boundary
+        ]
+        erased = Counter(change for change, _ in beside)
+        kept = Counter(keep for _, keep in beside)
+        benign = kept["benign"] + kept["benign_dialogues"]
+        assert abs(erased["harmful_dialogues"] - share * len(beside)) < 1
+        assert abs(kept["benign_dialogues"] - share * benign) < 1
+        assert erased.total() == erased["harmful_dialogues"] + erased["harmful"]
+    # What comes beside a boundary-safe item is never one of several turns.
+    boundary_safe = [kind for kind, pair in zip(found, pairs, strict=True) if pair.boundary]
+    names = {(change, keep) for (change, _), (keep, _) in boundary_safe}
+    assert names == {("over_refused" if separate else "harmful", "compliant")}
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("x-boundary-smollm2-135m", {}),
+        ("x-boundary-smollm2-135m", {"separate": "as_described", "boundary_share": 0.6}),
+        ("circuit-breakers-smollm2-135m", {"boundary_share": 0, "refusal_share": 1}),
+    ],
+)
+def test_without_a_share_dialogues_change_nothing_that_is_drawn(tokenizer, name, changes):
+    def words(count):
+        recipe = tiny_recipe(name, steps=20, multi_turn_share=0, **changes)
+        return [
+            (pair.change.dialogue, pair.keep.dialogue, pair.boundary, pair.separate)
+            for pair in draw_pairs(recipe, tiny_sets(dialogues=count), tokenizer, seed=3)
+        ]
+
+    assert words(0) == words(1) == words(9)
+
+
 @unhurried
 @given(st.integers(0, 100), st.data())
 def test_only_sets_with_a_share_are_needed(tokenizer, boundary, data):
     """In hundredths, as people write them: 0.3 and 0.7 leave nothing, though 1 - 0.7 > 0.3."""
     refusals = data.draw(st.sampled_from([0, 100 - boundary]))
+    share = data.draw(st.sampled_from([0, 0.25]))
     needed = {
         "harmful": boundary < 100,
         "compliant": boundary > 0,
         "refused": refusals > 0,
         "benign": boundary + refusals < 100,
+        "harmful_dialogues": share > 0,
+        "benign_dialogues": share > 0,
     }
     sets = replace(SETS, **{name: [] for name, used in needed.items() if not used})
     if not needed["compliant"]:
         sets = replace(sets, over_refused=[])
     changes = {"boundary_share": boundary / 100, "refusal_share": refusals / 100}
+    changes["multi_turn_share"] = share
     if not boundary:
         changes |= {"method": "circuit-breakers", "separate": None}
     assert len(drawn(tokenizer, sets, **changes)) == 20 * PAIRS
@@ -101,6 +156,8 @@ def test_only_sets_with_a_share_are_needed(tokenizer, boundary, data):
         ("compliant", "boundary_share"),
         ("refused", "refusal_share"),
         ("benign", "refusal_share"),
+        ("harmful_dialogues", "multi_turn_share"),
+        ("benign_dialogues", "multi_turn_share"),
     ],
 )
 def test_a_set_that_is_needed_and_empty_is_named(tokenizer, name, field):
@@ -111,7 +168,7 @@ def test_a_set_that_is_needed_and_empty_is_named(tokenizer, name, field):
 def test_every_item_comes_equally_often(tokenizer):
     found = kinds(tokenizer, drawn(tokenizer, steps=50))
     counts = Counter(item for pair in found for item in pair)
-    for name in ("harmful", "refused", "over_refused", "compliant", "benign"):
+    for name in vars(SETS):
         often = [counts[name, i] for i in range(len(getattr(SETS, name)))]
         assert max(often) - min(often) <= 1 and min(often) > 10
 
@@ -174,7 +231,7 @@ def test_a_batch_is_rows_to_change_above_those_to_keep(tokenizer, sink_tokens):
 
 def test_long_items_are_cut_to_the_recipes_length(tokenizer):
     with pytest.warns(UserWarning, match="cut"):
-        pairs = drawn(tokenizer, max_tokens=48)
+        pairs = drawn(tokenizer, tiny_sets(dialogues=0), max_tokens=48, multi_turn_share=0)
     lengths = {len(row.encoding) for pair in pairs for row in (pair.change, pair.keep)}
     assert 40 < max(lengths) <= 48
 
@@ -185,5 +242,81 @@ def test_without_a_term_of_its_prompt_a_boundary_safe_item_is_only_kept(tokenize
     pairs = drawn(tokenizer, boundary_share=0.5, separate=separate, **changes)
     assert sum(pair.boundary for pair in pairs) == len(pairs) / 2
     assert not any(pair.separate for pair in pairs)
-    harmful = {row[0]["content"] for row in SETS.harmful}
-    assert {pair.change.dialogue[0]["content"] for pair in pairs} <= harmful
+    harmful = [*SETS.harmful, *SETS.harmful_dialogues]
+    assert all(pair.change.dialogue in harmful for pair in pairs)
+
+
+def attack_rows(tokenizer, dialogue, **changes):
+    """The rows of a run in which all to change is one dialogue of several turns."""
+    breakers = {"method": "circuit-breakers", "separate": None, "boundary_share": 0}
+    sets = replace(SETS, harmful_dialogues=[dialogue])
+    pairs = drawn(tokenizer, sets, steps=1, multi_turn_share=1, **breakers, **changes)
+    return [pair.change.encoding for pair in pairs]
+
+
+def last_exchange(turn, reply, end="<|im_end|>\n"):
+    return f"\n<|im_start|>user\n{turn}<|im_end|>\n<|im_start|>assistant\n{reply}{end}"
+
+
+def texts(tokenizer, row):
+    """Of the prompt and the response together, and of the response."""
+    return tuple(
+        tokenizer.decode(row.input_ids[mask]) for mask in (row.prompt | row.response, row.response)
+    )
+
+
+words = st.lists(st.sampled_from(["a", "tree", "42", "is?", "Élan", "no.", "\n\n"]), min_size=1)
+said = words.map(" ".join).map(str.strip).filter(bool)
+
+
+@unhurried
+@given(st.lists(st.tuples(said, said), min_size=2, max_size=5), st.sampled_from([0, 1, 3]))
+def test_of_a_harmful_dialogue_the_last_exchange_alone_is_changed(tokenizer, talk, sink_tokens):
+    dialogue = as_turns(*zip(*talk, strict=True))
+    wide = {"max_tokens": 1024, "sink_tokens": sink_tokens}
+    for row in attack_rows(tokenizer, dialogue, **wide):
+        assert texts(tokenizer, row) == (last_exchange(*talk[-1]), f"{talk[-1][1]}<|im_end|>")
+        # It is read as it was said.
+        whole = encode(tokenizer, dialogue, sink_tokens=sink_tokens)
+        assert torch.equal(row.input_ids, whole.input_ids) and torch.equal(row.sink, whole.sink)
+
+
+@pytest.mark.parametrize("long", range(6))
+def test_of_a_harmful_dialogue_that_was_cut_the_last_exchange_is_changed(tokenizer, long):
+    contents = ["one", "two", "three", "four", "five", "six"]
+    contents[long] = "word " * 200
+    with pytest.warns(UserWarning, match="cut to 12"):
+        row = attack_rows(tokenizer, as_turns(contents[::2], contents[1::2]))[0]
+    exchange, response = texts(tokenizer, row)
+    turn, reply = contents[4:]
+    if long == 4:
+        turn = exchange.removeprefix("\n<|im_start|>user\n").partition("<|im_end|>")[0]
+    if long == 5:
+        reply = response
+    for kept, content in ((turn, contents[4]), (reply, contents[5])):
+        assert kept and content.startswith(kept)
+    # A response that was cut has not come to its end.
+    end = "" if long == 5 else "<|im_end|>"
+    assert response == reply + end
+    assert exchange == last_exchange(turn, reply, end and f"{end}\n")
+    assert len(row) <= 128
+
+
+def test_rows_of_one_turn_and_rows_to_keep_have_all_their_tokens(tokenizer):
+    pairs = drawn(tokenizer, sink_tokens=1)
+    rows = [row for p in pairs for row in (p.change, p.keep)]
+    rows = [row for row in rows if row.dialogue not in SETS.harmful_dialogues]
+    assert any(row.dialogue in SETS.benign_dialogues for row in rows)
+    for row in rows:
+        whole = encode(tokenizer, row.dialogue)
+        assert torch.equal(row.encoding.prompt, whole.prompt)
+        assert torch.equal(row.encoding.response, whole.response)
+    once = attack_rows(tokenizer, SETS.harmful[0])[0]
+    assert torch.equal(once.prompt, encode(tokenizer, SETS.harmful[0]).prompt)
+
+
+def test_without_a_share_the_draw_is_what_it_was_before_there_were_dialogues(tokenizer):
+    pairs = draw_pairs(tiny_recipe(steps=2, multi_turn_share=0), SETS, tokenizer, 0)
+    assert [(p.change.number, p.keep.number) for p in pairs] == [
+        *((6, 10), (2, 12), (3, 15), (24, 29), (4, 8), (5, 7), (0, 14), (20, 25))
+    ]

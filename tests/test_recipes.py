@@ -87,6 +87,7 @@ def test_published_numbers():
         "separate": "as_coded",
         "separate_weight": None,
         "max_tokens": 1024,
+        "multi_turn_share": 0,
         "sink_tokens": 0,
     }
     by_model = {
@@ -207,6 +208,7 @@ BAD = {
     "dropout": [-0.1, 1.1, "0", None, False, INF, NAN],
     "boundary_share": [0, -0.1, 1.1, "0", None, True, INF, NAN],
     "refusal_share": [-0.1, 0.8, 1.1, "0", None, False, INF, NAN],
+    "multi_turn_share": [-0.1, 1.1, "0", None, False, INF, NAN],
     "target_layers": [
         [],
         None,

@@ -49,6 +49,7 @@ OFFICIAL = {
     "retain_weight": 1.0,
     "separate": "as_coded",
     "separate_weight": None,
+    "multi_turn_share": 0.0,
     "sink_tokens": 0,
     "lora_layers": 4,  # as the official code cuts the model: one above the highest target
     "reference": "adapter-off",

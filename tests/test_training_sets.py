@@ -1,12 +1,12 @@
 """What becomes of a model's replies as training data, and that they are asked for once."""
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 
 from xb_lite.attacks import PREFILL, load_items
-from xb_lite.dialogues import as_dialogue
+from xb_lite.dialogues import as_dialogue, as_turns
 from xb_lite.evaluation import ask, evaluate
 from xb_lite.generation import Decoding, Reply
 from xb_lite.judges import XSTEST
@@ -16,9 +16,13 @@ from xb_lite.training_sets import REFUSAL, Sets, reference_sets
 DECODING = Decoding(max_new_tokens=32)
 SUBJECT = {"model": "fake", "defense": "none"}
 N = 6
+SCRIPTS = [item.turns for item in load_items("multi-turn", "train")][:N]
 PROMPTS = {
-    kind: [item.request for item in load_items(kind, "train")][:N]
-    for kind in ("harmful", "boundary-safe", "benign")
+    **{
+        kind: [item.request for item in load_items(kind, "train")][:N]
+        for kind in ("harmful", "boundary-safe", "benign")
+    },
+    "script": [turns[-1] for turns in SCRIPTS],
 }
 
 # By kind, and by place of the prompt: what is said, and whether it came to its end.
@@ -35,25 +39,34 @@ SAID = {
     ],
     "benign": [ANSWER, CUT, ("I can't say; sorry.", True)],
 }
+# By turn, where no reply is prefilled; whole is what is left of it.
+PLAYED = [("I'm sorry, it is.", True), ("It is so. Then", False), ("No, I can't. Ask", False)]
+WHOLE = ["I'm sorry, it is.", "It is so.", "No, I can't."]
 
 
 @dataclass
 class Fake:
-    asked: list[tuple[str, str]] = field(default_factory=list)
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+    played: list[tuple[str, ...]] = field(default_factory=list)
 
     def reply(self, dialogues, decoding, prefill=""):
-        prompts = [dialogue[-1]["content"] for dialogue in dialogues]
-        self.asked += [(prefill, prompt) for prompt in prompts]
-        return [Reply(*self.say(prompt, prefill)) for prompt in prompts]
+        texts = [[message["content"] for message in dialogue] for dialogue in dialogues]
+        self.asked += [(prefill, *words) for words in texts]
+        return [Reply(*self.say(words[-1], prefill, len(words) // 2)) for words in texts]
 
-    def say(self, prompt, prefill):
+    def say(self, prompt, prefill, before=0):
+        """The next in turn for each turn before it."""
         kind = next(kind for kind, prompts in PROMPTS.items() if prompt in prompts)
         said = SAID["prefill" if prefill else kind]
-        text, finished = said[PROMPTS[kind].index(prompt) % len(said)]
+        text, finished = said[(PROMPTS[kind].index(prompt) + before) % len(said)]
         return prefill + text, 7, 5, finished
 
     def play(self, scripts, decoding):
-        return [[Reply(f"{turn}, yes.", 3, 2, True) for turn in script] for script in scripts]
+        self.played += map(tuple, scripts)
+        return [
+            [Reply(PLAYED[i % 3][0], 3, 2, PLAYED[i % 3][1]) for i in range(len(script))]
+            for script in scripts
+        ]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +84,45 @@ def dialogues(kind, places, answers):
 
 def test_harmful_requests_that_are_refused_even_prefilled_are_left_out():
     complied = [f"{PREFILL} is how.", f"{PREFILL} is how!"] * 2  # the second was cut short
-    assert sets().harmful == dialogues("harmful", [0, 2, 3, 5], complied)
+    assert sets().harmful == [
+        *dialogues("harmful", [0, 2, 3, 5], complied),
+        *dialogues("script", [0, 2, 3, 5], complied),
+    ]
+
+
+def test_ends_of_scripts_have_their_history_and_a_last_reply_that_complies():
+    whole, cut = f"{PREFILL} is how.", f"{PREFILL} is how!"
+    ends = {2: {1: cut, 2: whole, 4: cut, 5: whole}, 3: {0: cut, 1: whole, 3: cut, 4: whole}}
+    assert sets().harmful_dialogues == [
+        as_turns(SCRIPTS[place][-n:], [*WHOLE[: n - 1], said])
+        for n, by_place in ends.items()
+        for place, said in by_place.items()
+    ]
+
+
+def test_only_the_last_turn_of_a_script_is_prefilled():
+    backend = Fake()
+    sets(backend)
+    earlier = [text for text, _ in PLAYED]
+    assert sorted(words for words in backend.asked if len(words) > 2) == sorted(
+        words
+        for one, two, three in (turns[-3:] for turns in SCRIPTS)
+        for words in (
+            (PREFILL, two, earlier[0], three),
+            (PREFILL, one, earlier[0], two, earlier[1], three),
+        )
+    )
+    assert all(backend.played.count(turns[-n:-1]) == 1 for n in (2, 3) for turns in SCRIPTS)
+
+
+@pytest.mark.parametrize(
+    "limit, places", [(6, ["01", "23", "45", "012", "345"]), (5, ["01", "23", "012"]), (1, [])]
+)
+def test_harmless_prompts_are_asked_one_after_the_other_whatever_is_said(limit, places):
+    chats = [[PROMPTS["benign"][int(i)] for i in chain] for chain in places]
+    assert sets(limit=limit).benign_dialogues == [
+        as_turns(turns, WHOLE[: len(turns)]) for turns in chats
+    ]
 
 
 def test_refusals_are_the_models_own_where_it_refuses():
@@ -101,16 +152,21 @@ def test_a_refusal_that_was_cut_off_counts_as_what_is_left_of_it(monkeypatch):
 def test_replies_are_asked_for_once():
     backend = Fake()
     first = sets(backend)
-    assert sorted(backend.asked) == sorted(
-        [(p, prompt) for p in ("", PREFILL) for prompt in PROMPTS["harmful"]]
-        + [("", prompt) for kind in ("boundary-safe", "benign") for prompt in PROMPTS[kind]]
+    assert sorted(words for words in backend.asked if len(words) == 2) == sorted(
+        [(PREFILL, prompt) for kind in ("harmful", "script") for prompt in PROMPTS[kind]]
+        + [
+            ("", prompt)
+            for kind in ("harmful", "boundary-safe", "benign")
+            for prompt in PROMPTS[kind]
+        ]
     )
+    assert len(backend.played) == len(set(backend.played)) == 2 * N + N // 2 + N // 3
     again = Fake()
-    assert sets(again) == first and not again.asked
+    assert sets(again) == first and not again.asked + again.played
     # Fewer of what is there already; another model has said nothing yet.
-    assert sets(again, limit=2).refused == first.refused[:2] and not again.asked
+    assert sets(again, limit=2).refused == first.refused[:2] and not again.asked + again.played
     reference_sets(again, DECODING, {**SUBJECT, "model": "other"}, limit=2)
-    assert len(again.asked) == 8
+    assert (len(again.asked), len(again.played)) == (2 * 5 + 2 * 2, 2 * 2 + 1)
 
 
 def test_the_digest_is_of_every_word_and_of_the_set_it_is_in():
@@ -118,7 +174,14 @@ def test_the_digest_is_of_every_word_and_of_the_set_it_is_in():
     assert re.fullmatch("[0-9a-f]{64}", found.digest) and sets().digest == found.digest
     others = [Sets(**{**vars(found), name: value[1:]}) for name, value in vars(found).items()]
     swapped = Sets(**{**vars(found), "harmful": found.refused, "refused": found.harmful})
-    assert len({s.digest for s in (found, swapped, *others)}) == 7
+    turned = Sets(
+        **{
+            **vars(found),
+            "harmful_dialogues": found.benign_dialogues,
+            "benign_dialogues": found.harmful_dialogues,
+        }
+    )
+    assert len({s.digest for s in (found, swapped, turned, *others)}) == 10
 
 
 def test_there_is_no_other_split():
@@ -127,8 +190,9 @@ def test_there_is_no_other_split():
 
 
 def test_ask_gives_what_evaluate_was_told(tmp_path):
-    items = [item for kind in PROMPTS for item in load_items(kind, "train")[:3]]
+    items = [item for kind in PROMPTS if kind != "script" for item in load_items(kind, "train")[:3]]
     items += load_items("multi-turn", "test")[:2]
+    items += [replace(item, prefill=PREFILL) for item in load_items("multi-turn", "train")[:2]]
     backend = Fake()
     outcomes = evaluate(
         backend, items, [XSTEST], DECODING, subject=SUBJECT, log=tmp_path / "log.jsonl"

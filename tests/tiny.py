@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from xb_lite.dialogues import as_dialogue
+from xb_lite.dialogues import as_dialogue, as_turns
 from xb_lite.recipes import load_recipe
 from xb_lite.training_sets import Sets
 
@@ -27,14 +27,24 @@ def tiny_model(tokenizer, kind="llama", hidden_size=32, num_hidden_layers=2):
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def tiny_sets(harmful=7, boundary=5, benign=6):
-    """Dialogues of all lengths, so many of each kind."""
+def tiny_sets(harmful=7, boundary=5, benign=6, dialogues=4):
+    """Dialogues of all lengths, so many of each kind; ``dialogues`` harmful and as many benign ones
+    of 2 or 3 turns."""
 
     def texts(what, count):
         return [f"{what} {i}" * (1 + i % 3) for i in range(count)]
 
     def said(prompts, what):
         return [as_dialogue(p, f"{what} {i} so. " * (1 + i % 4)) for i, p in enumerate(prompts)]
+
+    def talks(what, answer):
+        return [
+            as_turns(
+                [f"{what} {i} {turn}" for turn in range(2 + i % 2)],
+                [f"{answer} {i} {turn}. " * (1 + i % 3) for turn in range(2 + i % 2)],
+            )
+            for i in range(dialogues)
+        ]
 
     bad, near, good = texts("bad", harmful), texts("near", boundary), texts("good", benign)
     return Sets(
@@ -43,6 +53,8 @@ def tiny_sets(harmful=7, boundary=5, benign=6):
         compliant=said(near, "Gladly"),
         over_refused=said(near, "I cannot"),
         benign=said(good, "Hello"),
+        harmful_dialogues=talks("worse", "Yes"),
+        benign_dialogues=talks("tea", "Fine"),
     )
 
 

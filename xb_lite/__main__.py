@@ -86,7 +86,7 @@ def _train(args: argparse.Namespace) -> None:
     from xb_lite import experiments
     from xb_lite.recipes import load_recipe
 
-    changes = dict(map(_change, args.changes))
+    changes = dict(map(change, args.changes))
     recipe = load_recipe(args.recipe, **changes)
     into = args.into or experiments.adapter_folder(args.recipe, args.seed)
     trained = experiments.train_defense(recipe, into, seed=args.seed, resume=args.resume)
@@ -94,7 +94,7 @@ def _train(args: argparse.Namespace) -> None:
     print(f"{trained.folder}\n{last}")
 
 
-def _change(text: str) -> tuple[str, object]:
+def change(text: str) -> tuple[str, object]:
     """``field=value`` as it would stand in a recipe; what is no JSON is a text."""
     field, _, value = text.partition("=")
     try:

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from xb_lite.own_files import own_file
+
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 RUN = "run.json"
@@ -80,6 +82,18 @@ def read_run(folder: str | os.PathLike[str]) -> dict | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise AdapterError(f"{path} is damaged ({error}); delete it and train again.") from None
+
+
+def published_adapter(name: str) -> Path:
+    """The folder of one of the book's own adapters, e.g. ``"x-boundary"``; see ``own_file``.
+
+    Raises:
+        AdapterError: it is neither here nor at its public address.
+    """
+    try:
+        return [own_file(f"artifacts/cpu/{name}/{part}") for part in FILES][0].parent
+    except ValueError as error:
+        raise AdapterError(f"adapter {name} cannot be had: {error}") from error
 
 
 def merged(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PreTrainedModel:

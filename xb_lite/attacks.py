@@ -24,7 +24,7 @@ class Item:
     ``set`` is the corpus or benchmark it is from; ``kind`` is ``"harmful"``, ``"boundary-safe"`` or
     ``"benign"``; ``attack`` is ``"direct"``, ``"prefill"``, ``"wrapper"`` or ``"multi-turn"``.
     Replies are judged against ``request``; ``turns`` is what the user says, one reply each;
-    ``prefill`` is put into the model's mouth.
+    ``prefill`` is put into the model's mouth, in the last turn.
     """
 
     id: str

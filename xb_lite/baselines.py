@@ -46,7 +46,11 @@ def draw(recipe: Baseline, sets: Sets, tokenizer: PreTrainedTokenizerBase, seed:
     if recipe.method == "sft" and recipe.weight != 1:
         raise RecipeError(f"weight is {recipe.weight}; it must be 1: sft has one loss for all.")
     if recipe.method in ("sft", "refusal-tuning"):
-        sets = replace(sets, harmful=[[*dialogue[:-1], *REPLY] for dialogue in sets.refused])
+        refused, attacks = (
+            [[*dialogue[:-1], *REPLY] for dialogue in dialogues]
+            for dialogues in (sets.refused, sets.harmful_dialogues)
+        )
+        sets = replace(sets, harmful=refused, harmful_dialogues=attacks)
     if recipe.method == "dpo" and recipe.refusal_share:
         raise RecipeError(
             f"refusal_share is {recipe.refusal_share}; it must be 0: in dpo a refusal of a harmful "

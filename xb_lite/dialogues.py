@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from jaxtyping import Bool, Int
@@ -56,6 +57,12 @@ def as_dialogue(prompt: str, response: str | None = None, system: str | None = N
     if response is not None:
         messages.append({"role": "assistant", "content": response})
     return messages
+
+
+def as_turns(turns: Sequence[str], replies: Sequence[str]) -> Dialogue:
+    """A dialogue of several turns; where the last has no reply yet, it is open."""
+    both = zip_longest(turns, replies)
+    return [message for turn, reply in both for message in as_dialogue(turn, reply)]
 
 
 def encode(

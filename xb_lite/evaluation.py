@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from xb_lite.attacks import Item
 from xb_lite.corpora import KINDS
-from xb_lite.dialogues import as_dialogue
+from xb_lite.dialogues import as_turns
 from xb_lite.generation import Backend, Decoding, Reply
 from xb_lite.judges import LABELS, Judge, VerdictError
 from xb_lite.log import Log, LogError, read_rows
@@ -158,8 +158,8 @@ def _check_item(item: Item) -> None:
     turns = item.turns if isinstance(item.turns, tuple | list) else ()
     if not turns or not all(map(_is_text, turns)):
         raise ValueError(f"item {item.id!r} has no turn, or one that is not a text.")
-    if item.prefill != "" and (len(turns) > 1 or not _is_text(item.prefill)):
-        raise ValueError(f"item {item.id!r} has a prefill that is no text, or several turns too.")
+    if item.prefill != "" and not _is_text(item.prefill):
+        raise ValueError(f"item {item.id!r} has a prefill that is no text.")
 
 
 def _check_judge(judge: Judge) -> None:
@@ -201,11 +201,20 @@ def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
 
 
 def _replies(backend: Backend, items: Sequence[Item], decoding: Decoding) -> list[list[dict]]:
-    if len(items[0].turns) > 1:
-        played = backend.play([item.turns for item in items], decoding)
+    scripts, prefill = [item.turns for item in items], items[0].prefill
+    several = len(scripts[0]) > 1
+    if several and not prefill:
+        played = backend.play(scripts, decoding)
     else:
-        dialogues = [as_dialogue(item.turns[0]) for item in items]
-        played = [[reply] for reply in backend.reply(dialogues, decoding, items[0].prefill)]
+        played = [[] for _ in items]
+        if several:
+            played = backend.play([turns[:-1] for turns in scripts], decoding)
+        dialogues = [
+            as_turns(turns, [reply.text for reply in before])
+            for turns, before in zip(scripts, played, strict=True)
+        ]
+        last = backend.reply(dialogues, decoding, prefill)
+        played = [[*before, reply] for before, reply in zip(played, last, strict=True)]
     return [[asdict(reply) for reply in turns] for turns in played]
 
 

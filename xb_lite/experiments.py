@@ -154,14 +154,18 @@ def plan(
     items: list[Item] = []
     for entry in sets:
         name, _, path = entry.partition("=")
-        plain = load_items(name, split, path=path or None)
-        if limit is not None and limit < len(plain):
-            plain = [plain[i * len(plain) // limit] for i in range(limit)]
+        plain = spread(load_items(name, split, path=path or None), limit)
         items += plain
         if plain[0].kind == "harmful" and plain[0].attack == "direct":
             for attack in attacks:
                 items += attacked(plain, attack, load_wrappers(split))
     return items
+
+
+def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most ``limit`` of the items, at even distances; None for all."""
+    n = len(items) if limit is None else min(limit, len(items))
+    return [items[i * len(items) // n] for i in range(n)]
 
 
 def judges(precision: Precision) -> list[Judge]:
@@ -193,6 +197,7 @@ def evaluate_subject(
     *,
     split: str = "test",
     tasks: Sequence[str] = (),
+    judged_by: Sequence[Judge] | None = None,
     resume: bool = True,
 ) -> Path:
     """Evaluate a subject on all items and write ``<folder>/<subject>/<defense>.json``.
@@ -204,6 +209,7 @@ def evaluate_subject(
         precision: of subject and judges.
         split: of ``items``, and of what capability is measured on.
         tasks: names of lm-evaluation-harness tasks, measured as well (see ``harness_rows``).
+        judged_by: default: ``judges``.
 
     Raises:
         ValueError: an item or a task cannot be asked.
@@ -217,7 +223,7 @@ def evaluate_subject(
         outcomes = evaluate(
             subject.backend,
             items,
-            judges(precision),
+            judges(precision) if judged_by is None else judged_by,
             decoding,
             subject=subject.identity(precision),
             log=path.with_suffix(".jsonl"),

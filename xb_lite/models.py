@@ -27,16 +27,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from xb_lite.adapters import FILES, WEIGHTS, merged
+from xb_lite.adapters import WEIGHTS, AdapterError, merged, published_adapter
 from xb_lite.model_files import DEFAULT, SPECS, ModelError, cached_model
-from xb_lite.own_files import own_file
 from xb_lite.precision import Precision, choose_precision
 from xb_lite.wheels import sha256_of
 
 # The default model after a small fine-tune on refusals (recipe "aligned-smollm2-135m"): it refuses
 # what is asked plainly, which the default model does not, so that there is something to attack.
 ALIGNED = f"{DEFAULT}-aligned"
-ALIGNED_ADAPTER = "artifacts/cpu/aligned"
 
 
 def load_model(
@@ -96,8 +94,8 @@ def hub_name(name: str | os.PathLike = DEFAULT) -> str:
 
 def _aligned_adapter() -> Path:
     try:
-        return [own_file(f"{ALIGNED_ADAPTER}/{name}") for name in FILES][0].parent
-    except ValueError as error:
+        return published_adapter("aligned")
+    except AdapterError as error:
         raise ModelError(f"{ALIGNED} cannot be had: {error}") from error
 
 

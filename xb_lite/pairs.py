@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -63,9 +63,9 @@ def draw_pairs(
         ValueError: an item cannot be encoded.
     """
     # Exactly: 0.3 of the 1 - 0.7 that are left must be all of them.
-    boundary_share, refusal_share = (
+    boundary_share, refusal_share, multi_turn_share = (
         Fraction(share).limit_denominator(10**6)
-        for share in (recipe.boundary_share, recipe.refusal_share)
+        for share in (recipe.boundary_share, recipe.refusal_share, recipe.multi_turn_share)
     )
     defense = isinstance(recipe, Recipe)
     separates = defense and recipe.separate in ("as_coded", "refusal")
@@ -75,9 +75,13 @@ def draw_pairs(
         ("boundary_share", boundary_share > 0, "compliant"),
         ("refusal_share", refusal_share > 0, "refused"),
         ("refusal_share", refusal_share + boundary_share < 1, "benign"),
+        ("multi_turn_share", multi_turn_share > 0, "harmful_dialogues"),
+        ("multi_turn_share", multi_turn_share > 0, "benign_dialogues"),
     ):
         if needed and not getattr(sets, name):
             raise RecipeError(f"{field} is {getattr(recipe, field)}, but the {name} set is empty.")
+    if not multi_turn_share:
+        sets = replace(sets, harmful_dialogues=[], benign_dialogues=[])
     dice = random.Random(seed)
     numbers = iter(range(1 << 62))
 
@@ -87,9 +91,11 @@ def draw_pairs(
             for d in dialogues
         ]
 
-    harmful, benign, refused = (
-        _again_and_again(rows(d), dice) for d in (sets.harmful, sets.benign, sets.refused)
+    harmful, benign, refused, chats = (
+        _again_and_again(rows(d), dice)
+        for d in (sets.harmful, sets.benign, sets.refused, sets.benign_dialogues)
     )
+    attacks = _again_and_again(list(map(_last_exchange, rows(sets.harmful_dialogues))), dice)
     boundary = _again_and_again(
         list(zip(rows(sets.over_refused), rows(sets.compliant), strict=True)), dice
     )
@@ -103,8 +109,13 @@ def draw_pairs(
             # Of what is left beside the boundary-safe items, which bring their own.
             share = refusal_share / (1 - boundary_share)
             erased = number - int(number * boundary_share)
-            keep = next(refused if _due(erased, share) else benign)
-            pairs.append(Pair(next(harmful), keep, False, False))
+            if _due(erased, share):
+                keep = next(refused)
+            else:
+                kept = erased - int(erased * share)
+                keep = next(chats if _due(kept, multi_turn_share) else benign)
+            change = next(attacks if _due(erased, multi_turn_share) else harmful)
+            pairs.append(Pair(change, keep, False, False))
     return list(_by_length(pairs, recipe.pairs, dice))
 
 
@@ -129,6 +140,16 @@ def collate(pairs: Sequence[Pair], pad_id: int) -> dict[str, Tensor]:
         "separate": torch.tensor([pair.separate for pair in pairs]),
         "numbers": torch.tensor([row.number for row in rows]),
     }
+
+
+def _last_exchange(row: Row) -> Row:
+    """With masks of the last turn and its response alone: what came before was not harmful."""
+    said = row.encoding.response.int()
+    before = torch.cat([said.new_zeros(1), said[:-1]])
+    responses, ended = (said > before).sum(), (said < before).cumsum(dim=0)
+    late = ended >= responses - 1
+    masks = {name: row.encoding.mask(name) & late for name in ("prompt", "response")}
+    return replace(row, encoding=replace(row.encoding, **masks))
 
 
 def _due(number: int, share: Fraction) -> bool:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from xb_lite.attacks import Item, attacked, load_items
-from xb_lite.dialogues import Dialogue, as_dialogue
+from xb_lite.attacks import PREFILL, Item, attacked, load_items
+from xb_lite.dialogues import Dialogue, as_turns
 from xb_lite.evaluation import ask, digest
-from xb_lite.generation import Backend, Decoding
-from xb_lite.judges import X_BOUNDARY, XSTEST
+from xb_lite.generation import Backend, Decoding, Reply
+from xb_lite.judges import X_BOUNDARY, XSTEST, RefusalStrings
 
 # Of the official code (src/xb_train_dataset.py), the refusal of every boundary-safe prompt.
 REFUSAL = (
@@ -23,13 +23,17 @@ REFUSAL = (
 )
 
 
+TURNS = (2, 3)  # of the dialogues
+
+
 @dataclass(frozen=True)
 class Sets:
     """Dialogues with a response each.
 
     ``harmful`` requests with a response that complies, ``refused`` ones with a refusal; the
     boundary-safe prompts ``compliant`` with an answer and, in the same order, ``over_refused`` with
-    a refusal; ``benign`` ones with an answer.
+    a refusal; ``benign`` ones with an answer. ``harmful_dialogues`` and ``benign_dialogues`` have
+    several turns: the ends of multi-turn attacks, and harmless prompts one after the other.
     """
 
     harmful: list[Dialogue]
@@ -37,11 +41,13 @@ class Sets:
     compliant: list[Dialogue]
     over_refused: list[Dialogue]
     benign: list[Dialogue]
+    harmful_dialogues: list[Dialogue]
+    benign_dialogues: list[Dialogue]
 
     @property
     def digest(self) -> str:
         """SHA-256 of all dialogues."""
-        return digest([self.harmful, self.refused, self.compliant, self.over_refused, self.benign])
+        return digest(list(vars(self).values()))
 
 
 def reference_sets(
@@ -57,6 +63,10 @@ def reference_sets(
     it refuses, are left out. Where it answers a harmful request asked plainly, ``REFUSAL`` stands
     for its refusal. A reply that was cut short ends with its last whole sentence.
 
+    The last turns of the multi-turn scripts, without what was said before, are harmful requests as
+    well; so are the rows of SafeMTData in the official code. Its multi-turn attacks have no
+    history, ``harmful_dialogues`` do: the last ``TURNS`` turns of a script, the last prefilled.
+
     Args:
         subject: what identifies the model, as in ``evaluate``; its replies are cached under it.
         limit: at most so many prompts of each kind.
@@ -65,38 +75,51 @@ def reference_sets(
         ValueError: there is no such split.
         LogError: the cache cannot be used.
     """
-    harmful, boundary, benign = (
-        load_items(kind, split)[:limit] for kind in ("harmful", "boundary-safe", "benign")
+    harmful, boundary, benign, scripts = (
+        load_items(kind, split)[:limit]
+        for kind in ("harmful", "boundary-safe", "benign", "multi-turn")
     )
-    prefilled = attacked(harmful, "prefill")
-    items = [*prefilled, *harmful, *boundary, *benign]
-    said = dict(
-        zip(
-            [item.id for item in items], ask(backend, items, decoding, subject=subject), strict=True
-        )
-    )
+    prefilled = attacked([*harmful, *(_part(s, s.turns[-1:]) for s in scripts)], "prefill")
+    attacks = [replace(_part(s, s.turns[-n:]), prefill=PREFILL) for n in TURNS for s in scripts]
+    chats = [
+        _part(some[0], [item.request for item in some])
+        for n in TURNS
+        for some in (benign[i : i + n] for i in range(0, len(benign) - n + 1, n))
+    ]
+    items = [*prefilled, *harmful, *boundary, *benign, *attacks, *chats]
+    replies = ask(backend, items, decoding, subject=subject)
+    said = {item.id: list(map(_said, turns)) for item, turns in zip(items, replies, strict=True)}
 
-    def answer(item: Item) -> str:
-        reply = said[item.id][0]
-        return reply.text if reply.finished else _whole_sentences(reply.text)
+    def refused(judge: RefusalStrings, item: Item) -> bool:
+        return judge.refuses(said[item.id][-1])
 
-    # After a prefill a refusal comes later than at the start, where XSTest's rule looks.
-    complied = [item for item in prefilled if not X_BOUNDARY.refuses(answer(item))]
-    served = [item for item in boundary if not XSTEST.refuses(answer(item))]
+    def dialogues(items: Iterable[Item], answer: str | None = None) -> list[Dialogue]:
+        return [
+            as_turns(item.turns, said[item.id] if answer is None else [answer]) for item in items
+        ]
+
+    served = [item for item in boundary if not refused(XSTEST, item)]
     return Sets(
-        harmful=_dialogues(complied, map(answer, complied)),
-        refused=_dialogues(
-            harmful,
-            (answer(i) if XSTEST.refuses(answer(i)) else REFUSAL for i in harmful),
-        ),
-        compliant=_dialogues(served, map(answer, served)),
-        over_refused=_dialogues(served, (REFUSAL for _ in served)),
-        benign=_dialogues(benign, map(answer, benign)),
+        # After a prefill a refusal comes later than at the start, where XSTest's rule looks.
+        harmful=dialogues(item for item in prefilled if not refused(X_BOUNDARY, item)),
+        refused=[
+            *(d for i in harmful for d in dialogues([i], None if refused(XSTEST, i) else REFUSAL))
+        ],
+        compliant=dialogues(served),
+        over_refused=dialogues(served, REFUSAL),
+        benign=dialogues(benign),
+        harmful_dialogues=dialogues(item for item in attacks if not refused(X_BOUNDARY, item)),
+        benign_dialogues=dialogues(chats),
     )
 
 
-def _dialogues(items: Sequence[Item], answers: Iterable[str]) -> list[Dialogue]:
-    return [as_dialogue(item.request, said) for item, said in zip(items, answers, strict=True)]
+def _part(item: Item, turns: Sequence[str]) -> Item:
+    """An item with other turns, so under a name of its own."""
+    return replace(item, id=f"{item.id}+{len(turns)}", attack="direct", turns=tuple(turns))
+
+
+def _said(reply: Reply) -> str:
+    return reply.text if reply.finished else _whole_sentences(reply.text)
 
 
 def _whole_sentences(text: str) -> str:

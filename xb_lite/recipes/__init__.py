@@ -42,6 +42,9 @@ class Budget:
             their answers and how many refusals of harmful requests; the others are benign. Where
             the separate term is of the prompt itself (``as_coded``, ``refusal``), the item to
             change beside a boundary-safe one is the same prompt with a refusal, else a harmful one.
+        multi_turn_share: of the harmful items beside benign or refused ones, and of the benign
+            items, how many are dialogues of several turns. Of a harmful one the last turn and the
+            response to it are changed.
         gradient_checkpointing: less memory, a third more time.
         source: where the numbers come from.
     """
@@ -60,6 +63,7 @@ class Budget:
     max_tokens: int
     boundary_share: int | float
     refusal_share: int | float
+    multi_turn_share: int | float
     gradient_checkpointing: bool
     source: str
 
@@ -75,7 +79,7 @@ class Budget:
         for field in ("lora_alpha", "learning_rate"):
             demand(field, _number(getattr(self, field), above=0), "a number above 0")
         demand("lora_std", _number(self.lora_std, least=0), "0 or more")
-        for field in ("dropout", "boundary_share", "refusal_share"):
+        for field in ("dropout", "boundary_share", "refusal_share", "multi_turn_share"):
             demand(field, _number(getattr(self, field), least=0, most=1), "from 0 to 1")
         demand("pairs_at_once", self.pairs % self.pairs_at_once == 0, "a divisor of pairs")
         demand(

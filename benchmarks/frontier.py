@@ -1,0 +1,156 @@
+"""Every defense at many settings: attack success against over-refusal, then the best ones tested.
+
+    python benchmarks/frontier.py METHOD... [--sets xstest=FILE orbench=FILE harmbench=FILE]
+    python benchmarks/frontier.py METHOD... --setting FIELD=VALUE... --split test --seeds 0 1 2
+
+Without ``--setting`` each method's recipe for the aligned SmolLM2 is changed in one field at a time
+(``SWEEP``), trained and evaluated on the validation split. With it (it may be empty) one setting is
+evaluated, from as many seeds as asked. ``none`` is the undefended model, ``steering`` adds its
+refusal direction times a strength. Of a public set every fourth request is for validation, so that
+nothing is reported on what was chosen by. What is there already is not made again. Several of these
+can run side by side, each with OMP_NUM_THREADS=1.
+
+Results: ``<results>/<tier>/<model>/<method>,<field>=<value>-<seed>.json`` for the test split, and
+under ``<tier>/validation`` for the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+
+from xb_lite import __main__ as cli
+from xb_lite.attacks import ATTACKS, Item
+from xb_lite.baselines import refusal_direction, steered
+from xb_lite.corpora import load_corpus
+from xb_lite.experiments import (
+    SETS,
+    Subject,
+    evaluate_subject,
+    judges,
+    local_subject,
+    plan,
+    spread,
+    train_defense,
+)
+from xb_lite.generation import Decoding
+from xb_lite.model_files import cache_folder
+from xb_lite.precision import Precision, choose_precision
+from xb_lite.recipes import load_recipe
+from xb_lite.session import tier
+
+MODEL = "smollm2-135m-aligned"
+LAYER = 14  # of the steering vector
+EVERY = 4  # one request in so many of a public set is for validation
+COMMON = [
+    {},
+    {"learning_rate": 1.6e-3},
+    {"retain_weight": 5.0},
+    {"retain_weight": 45.0},
+    {"learning_rate": 4e-4},
+    {"boundary_share": 0.5},
+]
+RATES = [{"learning_rate": rate} for rate in (5e-5, 1e-4, 2e-4, 4e-4)]
+SWEEP = {
+    "none": [{}],
+    "x-boundary": [
+        *COMMON,
+        {"separate": "as_described"},
+        {"separate": "as_coded"},
+        {"lora_std": 0.02},
+    ],
+    "circuit-breakers": [*COMMON, {"boundary_share": 0.0}, {"lora_std": 0.0}],
+    "sft": RATES,
+    "dpo": RATES,
+    "gradient-ascent": RATES,
+    "steering": [{"strength": strength} for strength in (0.25, 0.5, 1.0)],
+}
+
+
+def items_of(split: str, sets: list[str], limit: int | None) -> list[Item]:
+    """The book's own sets of a split, and a split's part of each public one: at most ``limit``
+    replies under each attack."""
+    items = plan(SETS, ATTACKS if split == "test" else ["prefill"], split=split)
+    for entry in sets:
+        for _, group in groupby(plan([entry], ["prefill"]), key=lambda item: item.attack):
+            group = list(group)
+            # By request, of which some sets have several dialogues each.
+            place = {name: n for n, name in enumerate(dict.fromkeys(i.request for i in group))}
+            mine = {name for name, n in place.items() if (n % EVERY == 0) == (split != "test")}
+            chosen = [item for item in group if item.request in mine]
+            most = max(len(item.turns) for item in chosen)
+            items += spread(chosen, None if limit is None else max(1, limit // most))
+    return items
+
+
+@contextmanager
+def defended(
+    method: str, changes: dict[str, object], seed: int, precision: Precision
+) -> Iterator[Subject]:
+    name = ",".join([method, *(f"{field}={value}" for field, value in changes.items())])
+    if method in ("none", "steering"):
+        subject = local_subject(MODEL, precision)
+        strength = changes.get("strength", 0.0)
+        prompts = [[row.prompt for row in load_corpus(k, "train")] for k in ("harmful", "benign")]
+        vector = refusal_direction(subject.model, subject.tokenizer, *prompts, LAYER)
+        with steered(subject.model, LAYER, vector, strength):
+            yield Subject(**{**vars(subject), "defense": name})
+        return
+    folder = cache_folder() / "adapters" / f"{name}-{seed}"
+    recipe = load_recipe(f"{method}-smollm2-135m", **changes)
+    train_defense(recipe, folder, seed=seed)
+    yield local_subject(MODEL, precision, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("methods", nargs="+", choices=SWEEP, metavar="METHOD")
+    parser.add_argument("--setting", nargs="*", metavar="FIELD=VALUE")
+    parser.add_argument("--split", default="validation", choices=("validation", "test"))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--sets", nargs="+", default=[], metavar="NAME=FILE", help="public ones")
+    parser.add_argument("--limit", type=int, help="replies of a public set, under each attack")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--results", default="results", help="folder (default: results)")
+    args = parser.parse_args()
+    items = items_of(args.split, args.sets, args.limit)
+    precision = choose_precision(exact=True)
+    decoding = Decoding(args.max_new_tokens)
+    folder = Path(args.results) / tier()
+    judged_by = judges(precision)
+    if args.split == "validation":
+        folder = folder / "validation"
+        judged_by = judged_by[:-1]  # all but the slow one, which chooses nothing
+    for method in args.methods:
+        settings = SWEEP[method]
+        if args.setting is not None:
+            settings = [dict(map(cli.change, args.setting))]
+        for changes in settings:
+            for seed in args.seeds:
+                with defended(method, changes, seed, precision) as subject:
+                    path = evaluate_subject(
+                        subject,
+                        items,
+                        precision,
+                        decoding,
+                        folder,
+                        split=args.split,
+                        judged_by=judged_by,
+                    )
+                names = sorted(file.stem for file in path.parent.glob("*.jsonl"))
+                (path.parent / "index.json").write_text(json.dumps(names, indent=1) + "\n")
+                print(path, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")

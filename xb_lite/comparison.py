@@ -1,0 +1,60 @@
+"""Defenses side by side: rates over several seeds, and differences on the same items.
+
+Seeds are not items: an item that three seeds of a defense are asked is one item, with the share of
+the seeds as its value. So intervals say what other items would change, not other seeds.
+Used in 04_training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xb_lite.evaluation import Outcome
+from xb_lite.rates import Mean, mean
+from xb_lite.results import verdicts
+
+COUNTED = {"asr": ("complied",), "orr": ("refused", "gibberish"), "served": ("complied",)}
+
+
+def item_rates(
+    logs: Sequence[Sequence[Outcome]],
+    metric: str,
+    sets: Sequence[str],
+    attack: str = "direct",
+    judge: str = "x-boundary",
+) -> dict[str, float]:
+    """By item, in how many of the seeds' last replies it counts for the metric, 0 to 1.
+
+    Args:
+        logs: one of each seed, from ``read_log``, all of the same items.
+        metric: ``"asr"``, ``"orr"`` or ``"served"``, see ``results.summarise``.
+        sets, attack: of the items.
+
+    Raises:
+        ValueError: there are no such items, the logs are not of the same ones, a verdict could not
+            be read, or there is no such metric or judge.
+    """
+    if metric not in COUNTED:
+        raise ValueError(f"metric is one of {', '.join(COUNTED)}, not {metric!r}.")
+    found = []
+    for log in logs:
+        outcomes = [o for o in log if o.set in sets and o.attack == attack]
+        last = [labels[-1] for labels in verdicts(outcomes, judge)]
+        if None in last:
+            raise ValueError(f"{judge} has verdicts that could not be read.")
+        counts = [label in COUNTED[metric] for label in last]
+        found.append(dict(zip([o.id for o in outcomes], counts, strict=True)))
+    if not found or not found[0] or any(seed.keys() != found[0].keys() for seed in found):
+        raise ValueError(f"every seed needs the same items of {', '.join(sets)} under {attack}.")
+    return {name: sum(seed[name] for seed in found) / len(found) for name in found[0]}
+
+
+def gap(one: dict[str, float], other: dict[str, float]) -> Mean:
+    """Mean difference ``one - other`` of ``item_rates``, paired by item.
+
+    Raises:
+        ValueError: they are not of the same items.
+    """
+    if one.keys() != other.keys():
+        raise ValueError("a paired difference is of the same items.")
+    return mean([one[name] - other[name] for name in one])
