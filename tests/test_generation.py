@@ -93,6 +93,43 @@ def test_a_template_that_trims_replies_still_gives_the_same(backend, tokenizer):
 def test_prefill_begins_the_reply(backend):
     (reply,) = backend.reply([as_dialogue("Name a river.")], SHORT, prefill="Sure, here")
     assert reply.text.startswith("Sure, here") and len(reply.text) > len("Sure, here")
+    # And it is read: the model goes on with it.
+    (plain,) = backend.reply([as_dialogue("Name a river.")], SHORT)
+    begun = backend.tokenizer("Sure, here", add_special_tokens=False)["input_ids"]
+    assert reply.prompt_tokens == plain.prompt_tokens + len(begun)
+
+
+@pytest.mark.parametrize("prefill", ["", "Sure, here"])
+def test_a_second_turn_on_the_cache_is_that_of_a_longer_dialogue(default_model, prefill):
+    backend, first = LocalBackend(*default_model), Decoding(max_new_tokens=5)
+    history = as_dialogue("Hello there.", "Hi.", system="Be brief.")
+    dialogues = [as_dialogue(PROMPTS[2]), [*history, *as_dialogue(PROMPTS[1])]]
+    said = backend.reply(dialogues, first)
+    longer = [
+        [*dialogue, {"role": "assistant", "content": reply.text}, *as_dialogue("Why?")]
+        for dialogue, reply in zip(dialogues, said, strict=True)
+    ]
+    then = backend.reply(longer, SHORT, prefill)
+    twice = backend.reply_twice(dialogues, "Why?", first, SHORT, prefill)
+    assert twice == [list(both) for both in zip(said, then, strict=True)]
+
+
+def test_second_turns_keep_their_order_in_batches_of_one(backend):
+    dialogues = [as_dialogue(prompt) for prompt in PROMPTS]
+    small = LocalBackend(backend.model, backend.tokenizer, batch_tokens=1)
+    together = backend.reply_twice(dialogues, "Why?", SHORT, SHORT)
+    assert small.reply_twice(dialogues[::-1], "Why?", SHORT, SHORT)[::-1] == together
+    assert len({second.text for _, second in together}) > 1
+    assert backend.reply_twice([], "Why?", SHORT, SHORT) == []
+
+
+@pytest.mark.parametrize("turn", [None, "  "])
+def test_a_second_turn_is_a_text(turn):
+    nothing = LocalBackend(None, None)
+    with pytest.raises(ValueError, match="the second turn is not a text"):
+        nothing.reply_twice([as_dialogue("a")], turn, SHORT, SHORT)
+    with pytest.raises(ValueError, match="dialogue 0 ends with the assistant's turn"):
+        nothing.reply_twice([as_dialogue("a", "b")], "Why?", SHORT, SHORT)
 
 
 def test_sampling_is_repeatable_by_its_seed(backend):

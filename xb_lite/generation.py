@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from xb_lite.dialogues import Dialogue, check_dialogue, encode, render
+from xb_lite.dialogues import Dialogue, as_dialogue, check_dialogue, encode, render
 from xb_lite.hidden import batches_by_length
 
 ROOM = 128  # tokens that a key-value buffer grows by
@@ -95,18 +95,65 @@ class LocalBackend:
                 named, before anything is generated.
         """
         check_open(dialogues)
-        first_words = _ids(self.tokenizer, prefill)
-        rows = [torch.cat([encode(self.tokenizer, d).input_ids, first_words]) for d in dialogues]
+        begun = len(_ids(self.tokenizer, prefill))
+        rows = [encode(self.tokenizer, dialogue).input_ids for dialogue in dialogues]
         replies: list[Reply | None] = [None] * len(rows)
         with tqdm(total=len(rows), desc="replies", delay=2, leave=False) as bar:
-            for batch in self._batches([len(row) for row in rows], 1, decoding):
+            for batch in self._batches([len(row) + begun for row in rows], 1, decoding):
                 talk = _Talk(self.model, self.tokenizer)
-                for i, said in zip(
-                    batch, talk.go_on([rows[i] for i in batch], decoding), strict=True
-                ):
-                    replies[i] = Reply(
-                        prefill + said.text, said.prompt_tokens, said.new_tokens, said.finished
-                    )
+                said = talk.go_on([rows[i] for i in batch], decoding, prefill)
+                for i, reply in zip(batch, said, strict=True):
+                    replies[i] = reply
+                bar.update(len(batch))
+        return replies
+
+    def reply_twice(
+        self,
+        dialogues: Sequence[Dialogue],
+        turn: str,
+        first: Decoding,
+        decoding: Decoding,
+        prefill: str = "",
+    ) -> list[list[Reply]]:
+        """A reply to each dialogue, and one to what the user says then, on the same key-value
+        cache: a batch goes through both turns before the next one begins.
+
+        Greedy, the second replies are those of ``reply`` to the longer dialogues, but where a first
+        reply is spelled by other tokens when it is read again.
+
+        Args:
+            dialogues: each ends with a user turn.
+            turn: what the user says after the first reply, the same in every dialogue.
+            first: of the first replies.
+            decoding: of the second replies.
+            prefill: first words of every second reply.
+
+        Returns:
+            First and second reply for each dialogue, in their order.
+
+        Raises:
+            ValueError: a dialogue is malformed or does not end with a user turn (its index is
+                named), or ``turn`` is not a text; before anything is generated.
+        """
+        check_open(dialogues)
+        if not isinstance(turn, str) or not turn.strip():
+            raise ValueError(f"the second turn is not a text: {turn!r:.60}")
+        most = max(first, decoding, key=lambda either: either.max_new_tokens)
+        extra = len(_ids(self.tokenizer, turn + prefill))
+        lengths = [len(_ids(self.tokenizer, render(self.tokenizer, d))) + extra for d in dialogues]
+        replies: list[list[Reply]] = [[] for _ in dialogues]
+        with tqdm(total=len(replies), desc="replies", delay=2, leave=False) as bar:
+            for batch in self._batches(lengths, 2, most):
+                talk = _Talk(self.model, self.tokenizer)
+                asked = [dialogues[i] for i in batch]
+                said = talk.go_on(talk.rows_for(asked), first)
+                longer = [
+                    [*dialogue, {"role": "assistant", "content": reply.text}, *as_dialogue(turn)]
+                    for dialogue, reply in zip(asked, said, strict=True)
+                ]
+                then = talk.go_on(talk.rows_for(longer), decoding, prefill)
+                for i, *both in zip(batch, said, then, strict=True):
+                    replies[i] = both
                 bar.update(len(batch))
         return replies
 
@@ -189,10 +236,14 @@ class _Talk:
         return rows
 
     @torch.no_grad()
-    def go_on(self, rows: Sequence[Int[Tensor, " token"]], decoding: Decoding) -> list[Reply]:
-        """Append ``rows``, and then what the model says."""
+    def go_on(
+        self, rows: Sequence[Int[Tensor, " token"]], decoding: Decoding, prefill: str = ""
+    ) -> list[Reply]:
+        """Append ``rows``, and then what the model says; a prefill is for a last turn."""
         if not len(self.ids):
             self._forget(len(rows))
+        first_words = _ids(self.tokenizer, prefill)
+        rows = [torch.cat([row, first_words]) for row in rows]
         device = self.model.device
         self._append(
             nn.utils.rnn.pad_sequence(rows, True, padding_side="left"),
@@ -220,7 +271,8 @@ class _Talk:
         for row, (ids, mine) in enumerate(zip(new, said, strict=True)):
             text = self.tokenizer.decode(ids[mine], skip_special_tokens=True)
             finished = not bool(mine.all())
-            replies.append(Reply(text, prompt_tokens[row], int(mine.sum()) + finished, finished))
+            new_tokens = int(mine.sum()) + finished
+            replies.append(Reply(prefill + text, prompt_tokens[row], new_tokens, finished))
             self._remember(row, ids[mine], text)
         return replies
 
