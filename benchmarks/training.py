@@ -4,18 +4,19 @@
 
 Both take the same model, adapter, items, loss (the official one) and precision. The official way,
 restated in official_step.py, pads request and response to 512 tokens each and what is retained to
-1,024, makes four passes, recomputes activations (gradient checkpointing) and stacks all hidden
-states. ``xb_lite`` pads to the longest of a step, makes one pass without logits, and keeps the
-reference states of items that come again (``--reference adapter-off`` does without).
+1,024, makes four passes, recomputes activations (gradient checkpointing, as its scripts say;
+``--no-recompute`` does without) and stacks all hidden states. ``xb_lite`` pads to the longest of a
+step, makes one pass without logits, and keeps the reference states of items that come again
+(``--reference adapter-off`` does without).
 
 ``own`` are pairs of the book's own prompts and responses; ``long`` are made of its passages, with
 request and response of 400 to 1,024 tokens together and 600 to 1,024 to retain, the official range.
 
 Prints the times of a step, forward and backward, and their ratio; the peak of the process's memory
-in each way; both losses; and the share of the machine's own bf16 (or fp32) matrix-product peak,
-measured here, that useful tokens reach: two operations a weight and token forward, as many backward
-(weights that are not trained need no gradient), and as many again for a reference pass; adapter,
-attention and loss are not counted as useful.
+in each way, and what of it the step itself took; both losses; and the share of the machine's own
+bf16 (or fp32) matrix-product peak, measured here, that useful tokens reach: two operations a weight
+and token forward, as many backward (weights that are not trained need no gradient), and as many
+again for a reference pass; adapter, attention and loss are not counted as useful.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4, help="in a step")
     parser.add_argument("--repeats", type=int, default=3, help="of each way, alternating")
     parser.add_argument("--reference", choices=("cache", "adapter-off"), default="cache")
+    parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
 
     precision = choose_precision()
@@ -85,10 +87,8 @@ def main() -> None:
     print(f"{len(pairs)} pairs, {sum(lengths)} tokens, {min(lengths)} to {max(lengths)} an item")
 
     with lowest_layers(subject.model, recipe.lora_layers), adapted(subject.model, recipe, 0) as m:
-        ways = {
-            "official": official_way(m, recipe, pairs, subject.tokenizer.pad_token_id, precision),
-            "xb_lite": own_way(m, recipe, pairs, subject.tokenizer.pad_token_id, precision),
-        }
+        common = (m, recipe, pairs, subject.tokenizer.pad_token_id, precision)
+        ways = {"official": official_way(*common, args.recompute), "xb_lite": own_way(*common)}
         found = {name: [] for name in ways}
         for way in ways.values():
             measure(way, m)  # once to warm up, and to fill the cache of reference states
@@ -102,11 +102,15 @@ def main() -> None:
         )
     seconds = {name: median(run[0] for run in runs) for name, runs in found.items()}
     memory = {name: max(run[1] for run in runs) for name, runs in found.items()}
+    taken = {name: max(run[1] - run[2] for run in runs) for name, runs in found.items()}
     for name, runs in found.items():
         times = ", ".join(f"{run[0]:.2f}" for run in runs)
-        print(f"{name:9} {times} s; peak {memory[name]:.2f} GB; loss {runs[-1][2]:.5f}")
-    print(f"ratio of times {seconds['official'] / seconds['xb_lite']:.1f}")
-    print(f"ratio of peak memories {memory['official'] / memory['xb_lite']:.1f}")
+        print(
+            f"{name:9} {times} s; peak {memory[name]:.2f} GB, {taken[name]:.2f} of it the step's; "
+            f"loss {runs[-1][3]:.5f}"
+        )
+    for what, of in (("times", seconds), ("peak memories", memory), ("the steps' own", taken)):
+        print(f"ratio of {what} {of['official'] / of['xb_lite']:.1f}")
     passes = 2 if args.reference == "cache" else 3
     useful = passes * 2 * weights * sum(lengths) / seconds["xb_lite"]
     peak = matrix_peak(precision, sum(lengths), subject.model.config)
@@ -117,7 +121,12 @@ def main() -> None:
 
 
 def official_way(
-    model: PeftModel, recipe: Recipe, pairs: list[Pair], pad_id: int, precision: Precision
+    model: PeftModel,
+    recipe: Recipe,
+    pairs: list[Pair],
+    pad_id: int,
+    precision: Precision,
+    recompute: bool,
 ) -> Callable[[], torch.Tensor]:
     items = []
     for pair in pairs:
@@ -132,7 +141,8 @@ def official_way(
         )
 
     def step() -> torch.Tensor:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
         with precision.autocast():
             found = official.official_step(
@@ -173,17 +183,22 @@ def own_way(
     return step
 
 
-def measure(step: Callable[[], torch.Tensor], model: PeftModel) -> tuple[float, float, float]:
-    """Seconds, peak of the process's memory in GB, and the loss."""
+def measure(step: Callable[[], torch.Tensor], model: PeftModel) -> tuple[float, ...]:
+    """Seconds, peak of the process's memory and the memory before, in GB, and the loss."""
     model.zero_grad()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what the other way freed is not this way's
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
     began = time.perf_counter()
     loss = float(step().detach())
     seconds = time.perf_counter() - began
-    status = Path("/proc/self/status").read_text()
-    return seconds, int(status.split("VmHWM:")[1].split()[0]) / 1e6, loss
+    return seconds, resident("VmHWM"), before, loss
+
+
+def resident(which: str) -> float:
+    """GB of this process in memory, now (``VmRSS``) or at the peak (``VmHWM``)."""
+    return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0]) / 1e6
 
 
 def matrix_peak(precision: Precision, tokens: int, config) -> float:
@@ -221,6 +236,8 @@ def long_sets(tokenizer) -> Sets:
         compliant=[dialogue(600, row[0]["content"]) for row in over_refused],
         over_refused=over_refused,
         benign=[dialogue(600) for _ in range(8)],
+        harmful_dialogues=[],
+        benign_dialogues=[],
     )
 
 
