@@ -21,6 +21,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -93,13 +94,15 @@ def defended(
     method: str, changes: dict[str, object], seed: int, precision: Precision
 ) -> Iterator[Subject]:
     name = ",".join([method, *(f"{field}={value}" for field, value in changes.items())])
-    if method in ("none", "steering"):
+    if method == "none":
+        yield local_subject(MODEL, precision)
+        return
+    if method == "steering":
         subject = local_subject(MODEL, precision)
-        strength = changes.get("strength", 0.0)
         prompts = [[row.prompt for row in load_corpus(k, "train")] for k in ("harmful", "benign")]
         vector = refusal_direction(subject.model, subject.tokenizer, *prompts, LAYER)
-        with steered(subject.model, LAYER, vector, strength):
-            yield Subject(**{**vars(subject), "defense": name})
+        with steered(subject.model, LAYER, vector, changes["strength"]):
+            yield replace(subject, defense=name)
         return
     folder = cache_folder() / "adapters" / f"{name}-{seed}"
     recipe = load_recipe(f"{method}-smollm2-135m", **changes)

@@ -26,6 +26,8 @@ from xb_lite.controls import (
     FOLDS,
     Columns,
     Estimate,
+    PerColumn,
+    States,
     check_items,
     columns,
     deal,
@@ -33,9 +35,6 @@ from xb_lite.controls import (
     interval,
     recentred,
 )
-
-States = Float[np.ndarray, "item dim"]
-PerColumn = Float[np.ndarray, "item column"]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from jaxtyping import Bool, Float, Int
 
 from xb_lite.corpora import KINDS
 
+States = Float[np.ndarray, "item dim"]
+PerColumn = Float[np.ndarray, "item column"]
+
 FOLDS = 5
 
 
@@ -60,13 +63,13 @@ class Estimate:
 class Items(NamedTuple):
     """Checked input: ``states`` centred, in fp32 or fp64; ``groups`` counted from 0."""
 
-    states: Float[np.ndarray, "item dim"]
+    states: States
     kinds: np.ndarray
     groups: Int[np.ndarray, " item"]
 
 
 def check_items(
-    states: Float[np.ndarray, "item dim"],
+    states: States,
     kinds: Sequence[str],
     pairs: Sequence[int | None] | None,
     needed: Sequence[str],
@@ -113,7 +116,7 @@ def check_items(
     return Items(x, found[kept], np.array([number[key] for key in keys]))
 
 
-def as_fp32(states: Float[np.ndarray, "item dim"]) -> Float[np.ndarray, "item dim"]:
+def as_fp32(states: States) -> States:
     """In fp32, or in fp64 if they are that: half precision is for storing, not for sums."""
     dtype = np.float64 if states.dtype == np.float64 else np.float32
     return states.astype(dtype, copy=False)
@@ -217,9 +220,9 @@ class Columns(NamedTuple):
     the shuffled labels, then the samples of the bootstrap.
     """
 
-    one: Float[np.ndarray, "item column"]
-    two: Float[np.ndarray, "item column"]
-    any_kind: Float[np.ndarray, "item column"]
+    one: PerColumn
+    two: PerColumn
+    any_kind: PerColumn
 
 
 def columns(

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from xb_lite.controls import (
     Estimate,
+    States,
     as_fp32,
     bootstrap,
     chance,
@@ -22,7 +23,6 @@ from xb_lite.controls import (
     random_directions,
 )
 
-States = Float[np.ndarray, "item dim"]
 PerItem = Float[np.ndarray, " item"]
 
 

@@ -16,6 +16,8 @@ from xb_lite.controls import (
     FOLDS,
     Columns,
     Estimate,
+    PerColumn,
+    States,
     chance,
     check_items,
     columns,
@@ -25,8 +27,6 @@ from xb_lite.controls import (
     recentred,
 )
 
-States = Float[np.ndarray, "item dim"]
-PerColumn = Float[np.ndarray, "item column"]
 ByColumn = Float[np.ndarray, " column"]
 BLOCK = 512  # states whose distances to all others are held at once
 

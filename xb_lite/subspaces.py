@@ -12,9 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.decomposition import PCA
 
-from xb_lite.controls import Estimate, chance, check_items, columns
-
-States = Float[np.ndarray, "item dim"]
+from xb_lite.controls import Estimate, States, chance, check_items, columns
 
 
 def principal_angles(

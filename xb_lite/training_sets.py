@@ -93,20 +93,19 @@ def reference_sets(
     def refused(judge: RefusalStrings, item: Item) -> bool:
         return judge.refuses(said[item.id][-1])
 
-    def dialogues(items: Iterable[Item], answer: str | None = None) -> list[Dialogue]:
-        return [
-            as_turns(item.turns, said[item.id] if answer is None else [answer]) for item in items
-        ]
+    def dialogues(items: Iterable[Item]) -> list[Dialogue]:
+        return [as_turns(item.turns, said[item.id]) for item in items]
 
     served = [item for item in boundary if not refused(XSTEST, item)]
     return Sets(
         # After a prefill a refusal comes later than at the start, where XSTest's rule looks.
         harmful=dialogues(item for item in prefilled if not refused(X_BOUNDARY, item)),
         refused=[
-            *(d for i in harmful for d in dialogues([i], None if refused(XSTEST, i) else REFUSAL))
+            as_turns(item.turns, said[item.id] if refused(XSTEST, item) else [REFUSAL])
+            for item in harmful
         ],
         compliant=dialogues(served),
-        over_refused=dialogues(served, REFUSAL),
+        over_refused=[as_turns(item.turns, [REFUSAL]) for item in served],
         benign=dialogues(benign),
         harmful_dialogues=dialogues(item for item in attacks if not refused(X_BOUNDARY, item)),
         benign_dialogues=dialogues(chats),
