@@ -15,7 +15,7 @@ import frontier  # noqa: E402
 
 from xb_lite import __main__, experiments, own_files, results, tables  # noqa: E402
 from xb_lite.corpora import load_corpus  # noqa: E402
-from xb_lite.experiments import Subject, evaluate_subject, spread  # noqa: E402
+from xb_lite.experiments import Subject, evaluate_subject, prompted, spread  # noqa: E402
 from xb_lite.generation import Decoding, Reply  # noqa: E402
 from xb_lite.judges import INTENTION_ANALYSIS, XSTEST  # noqa: E402
 from xb_lite.precision import choose_precision  # noqa: E402
@@ -66,6 +66,7 @@ def test_a_spread_is_even_and_in_order(count, limit):
         (["--server", "nonsense"], "base_url must look like"),
         (["no/such/model/anywhere"], "neither"),
         (["--adapter", "nowhere"], "there is no adapter in nowhere"),
+        (["--defense", "nonsense"], "there is no defense 'nonsense'"),
         (["--adapter", "mine", "--server", "http://127.0.0.1:1/v1"], "behind a server"),
     ],
 )
@@ -147,6 +148,17 @@ def test_replies_are_judged_by_those_asked_to(tmp_path, monkeypatch):
     )
     rows = [row for row in read_result(path)["rows"] if row["metric"] == "asr"]
     assert {row["judge"] for row in rows} == {"xstest", "intention-analysis"}
+
+
+def test_a_subject_behind_a_prompt_is_another_subject():
+    polite = Subject("polite", "polite", Polite(), defense="x-boundary-0")
+    guarded = prompted(polite, "self-reminder")
+    assert guarded.defense == "x-boundary-0+self-reminder"
+    assert prompted(Subject("polite", "polite", Polite()), "ia").defense == "ia"
+    precision = choose_precision()
+    assert guarded.identity(precision) != polite.identity(precision)
+    with pytest.raises(ValueError, match="there are ia, ia-one-pass"):
+        prompted(polite, "nonsense")
 
 
 def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(monkeypatch, capsys):

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "model", nargs="?", default=DEFAULT, help="a name, a folder, a hub id; a server's own name"
     )
     evaluate.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
+    evaluate.add_argument("--defense", help="by prompt alone: ia, ia-one-pass, self-reminder, …")
     evaluate.add_argument("--split", default="test", choices=SPLITS, help="of the book's own sets")
     evaluate.add_argument("--server", metavar="URL", help="an OpenAI-compatible one (…/v1)")
     evaluate.add_argument(
@@ -107,6 +108,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     # Imported here: fetching needs nothing heavy.
     from xb_lite import experiments
     from xb_lite.generation import Decoding
+    from xb_lite.intention import defense_named
     from xb_lite.precision import choose_precision
     from xb_lite.session import tier
     from xb_lite.tables import print_result
@@ -120,12 +122,16 @@ def _evaluate(args: argparse.Namespace) -> None:
     decoding = Decoding(args.max_new_tokens)
     precision = choose_precision(exact=True)
     print(f"{len(items)} items, {precision}")
+    if args.defense:
+        defense_named(args.defense)  # before a model is loaded
     if args.server and args.adapter:
         raise ValueError("an adapter cannot be put on a model behind a server.")
     if args.server:
         subject = experiments.remote_subject(args.server, args.model)
     else:
         subject = experiments.local_subject(args.model, precision, args.adapter)
+    if args.defense:
+        subject = experiments.prompted(subject, args.defense)
     folder = Path(args.results) / (tier() if not args.server else "server")
     path = experiments.evaluate_subject(
         subject,

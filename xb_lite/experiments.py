@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from xb_lite.generation import Backend, Decoding, LocalBackend
 from xb_lite.gibberish import Gibberish
 from xb_lite.harness import harness_rows
 from xb_lite.hidden import decoder_layers
+from xb_lite.intention import Defended, defense_named
 from xb_lite.judges import REFUSAL_JUDGES, Judge
 from xb_lite.model_files import DEFAULT, cache_folder
 from xb_lite.models import load_model, model_digest
@@ -46,7 +47,8 @@ class Subject:
     """What is evaluated: ``name`` in paths and tables, ``digest`` of its weights, and what replies.
 
     ``defense`` is its name in paths; ``adapter`` what was trained, as in the results.
-    ``model`` and ``tokenizer`` are None behind a server, where capability cannot be measured.
+    ``model`` and ``tokenizer`` are None behind a server or a prompt, where capability is not
+    measured.
     """
 
     name: str
@@ -129,6 +131,22 @@ def remote_subject(server: str, name: str) -> Subject:
     """A model behind an OpenAI-compatible server, under the server's own ``name`` for it; its
     digest is that name. Raises ValueError or RemoteError for a bad address or a missing key."""
     return Subject(Path(name).name, name, RemoteBackend(server, name))
+
+
+def prompted(subject: Subject, name: str) -> Subject:
+    """A subject behind one of ``intention.DEFENSES``, whose name is added to its defense's.
+
+    Raises:
+        ValueError: there is no such defense.
+    """
+    return replace(
+        subject,
+        backend=Defended(subject.backend, defense_named(name)),
+        # Capability is read off the model's own probabilities, which see no prompt.
+        model=None,
+        tokenizer=None,
+        defense=name if subject.defense == "none" else f"{subject.defense}+{name}",
+    )
 
 
 def plan(

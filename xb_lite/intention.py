@@ -305,3 +305,22 @@ def _check(dialogues: Sequence[Dialogue], prefill: str = "") -> None:
             raise ValueError(f"dialogue {i} ends with a {dialogue[-1]['role']} message, no query.")
     if not isinstance(prefill, str):
         raise ValueError(f"the prefill is not a text: {prefill!r:.60}")
+
+
+# By the names that commands and results have for them; the last two are ablations.
+DEFENSES: dict[str, Defense] = {
+    "ia": two_stage,
+    "ia-one-pass": by_prompt(one_pass),
+    "self-reminder": by_prompt(self_reminder),
+    "in-context": by_prompt(in_context),
+    "input-check": input_check,
+    "ia-secret": partial(two_stage, analyst=secret),
+    "ia-random-words": partial(two_stage, analyst=random_words),
+}
+
+
+def defense_named(name: str) -> Defense:
+    """One of ``DEFENSES``. Raises ValueError when there is no such defense."""
+    if name not in DEFENSES:
+        raise ValueError(f"there is no defense {name!r}; there are {', '.join(DEFENSES)}.")
+    return DEFENSES[name]
