@@ -26,7 +26,7 @@ from itertools import groupby
 from pathlib import Path
 
 from xb_lite import __main__ as cli
-from xb_lite.attacks import ATTACKS, Item
+from xb_lite.attacks import ATTACKS, Item, attacked
 from xb_lite.baselines import refusal_direction, steered
 from xb_lite.corpora import load_corpus
 from xb_lite.experiments import (
@@ -55,6 +55,7 @@ COMMON = [
     {"retain_weight": 45.0},
     {"learning_rate": 4e-4},
     {"boundary_share": 0.5},
+    {"prefilled_share": 0.0},
 ]
 RATES = [{"learning_rate": rate} for rate in (5e-5, 1e-4, 2e-4, 4e-4)]
 SWEEP = {
@@ -75,7 +76,7 @@ SWEEP = {
 
 def items_of(split: str, sets: list[str], limit: int | None) -> list[Item]:
     """The book's own sets of a split, and a split's part of each public one: at most ``limit``
-    replies under each attack."""
+    replies under each attack. Harmless prompts are prefilled, too."""
     items = plan(SETS, ATTACKS if split == "test" else ["prefill"], split=split)
     for entry in sets:
         for _, group in groupby(plan([entry], ["prefill"]), key=lambda item: item.attack):
@@ -86,7 +87,9 @@ def items_of(split: str, sets: list[str], limit: int | None) -> list[Item]:
             chosen = [item for item in group if item.request in mine]
             most = max(len(item.turns) for item in chosen)
             items += spread(chosen, None if limit is None else max(1, limit // most))
-    return items
+    # A defense that breaks at the prefill itself, whatever was asked, must be seen to.
+    harmless = [item for item in items if item.kind != "harmful" and item.attack == "direct"]
+    return items + attacked(harmless, "prefill")
 
 
 @contextmanager

@@ -74,6 +74,7 @@ def main() -> None:
         refusal_share=0.25,
         reference=args.reference,
         gradient_checkpointing=False,
+        **({} if args.items == "own" else {"prefilled_share": 0.0}),  # long ones have no such sets
     )
     exact = choose_precision(exact=True)
     subject = local_subject(args.model, exact)
@@ -238,6 +239,10 @@ def long_sets(tokenizer) -> Sets:
         benign=[dialogue(600) for _ in range(8)],
         harmful_dialogues=[],
         benign_dialogues=[],
+        compliant_prefilled=[],
+        over_refused_prefilled=[],
+        benign_prefilled=[],
+        benign_dialogues_prefilled=[],
     )
 
 

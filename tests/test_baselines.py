@@ -35,6 +35,7 @@ EXACT = Precision("cpu", torch.float32, None, "tests")
 METHODS = ("sft", "dpo", "gradient-ascent", "refusal-tuning")
 FILES = {"refusal-tuning": "aligned-smollm2-135m"}
 SETS = tiny_sets()
+ANSWERS = [*SETS.compliant, *SETS.compliant_prefilled, *SETS.benign, *SETS.benign_prefilled]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,7 +60,7 @@ def likelihoods(model, tokenizer):
         return torch.cat(response_log_probs(model, tokenizer, dialogues)).mean()
 
     refused = [[*d[:-1], *REPLY] for d in SETS.harmful]
-    return mean(refused), mean(SETS.harmful), mean([*SETS.compliant, *SETS.benign])
+    return mean(refused), mean(SETS.harmful), mean(ANSWERS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -104,7 +105,7 @@ def test_drift_is_the_divergence_from_the_model_without_the_adapter(tmp_path, to
 
 def test_dpo_keeps_answers_as_it_keeps_refusals(tmp_path, tokenizer):
     """Of an item to keep its own answer is preferred to the refusal."""
-    kept = [*SETS.compliant, *SETS.benign]
+    kept = ANSWERS
 
     def margin(model):
         refused = [[*d[:-1], *REPLY] for d in kept]
@@ -199,10 +200,18 @@ def test_a_harmful_item_comes_with_one_to_keep_in_the_shares_asked_for(tokenizer
     assert sum(pair.change.dialogue in SETS.harmful_dialogues for pair in pairs) == 5
     for step in range(10):
         of_step = pairs[4 * step : 4 * step + 4]
-        assert sum(pair.keep.dialogue in SETS.compliant for pair in of_step) == 2
-    assert sum(pair.keep.dialogue in SETS.refused for pair in pairs) == 10
-    assert sum(pair.keep.dialogue in SETS.benign for pair in pairs) == 8
-    assert sum(pair.keep.dialogue in SETS.benign_dialogues for pair in pairs) == 2
+        compliant = [*SETS.compliant, *SETS.compliant_prefilled]
+        assert sum(pair.keep.dialogue in compliant for pair in of_step) == 2
+    for dialogues, wanted in (
+        (SETS.refused, 10),
+        (SETS.compliant, 10),
+        (SETS.compliant_prefilled, 10),
+        (SETS.benign, 4),
+        (SETS.benign_prefilled, 4),
+        (SETS.benign_dialogues, 1),
+        (SETS.benign_dialogues_prefilled, 1),
+    ):
+        assert sum(pair.keep.dialogue in dialogues for pair in pairs) == wanted
     # Where no harmful request was complied with there still are requests to refuse.
     pairs = draw(small("sft"), replace(SETS, harmful=[]), tokenizer, 0)
     assert {pair.change.dialogue[-1]["content"] for pair in pairs} == {SORRY}
@@ -234,7 +243,8 @@ def test_dpo_rejects_the_last_reply_of_a_dialogue(tmp_path, tokenizer):
     chosen, rejected = [], []
     for pair in pairs:
         change, keep = pair.change.dialogue, pair.keep.dialogue
-        assert change in SETS.harmful_dialogues and keep in SETS.benign_dialogues
+        assert change in SETS.harmful_dialogues
+        assert keep in SETS.benign_dialogues + SETS.benign_dialogues_prefilled
         chosen += [[*change[:-1], *REPLY], keep]
         rejected += [change, [*keep[:-1], *REPLY]]
     for i, dialogue in enumerate([*chosen, *rejected]):

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import frontier  # noqa: E402
 
 from xb_lite import __main__, experiments, own_files, results, tables  # noqa: E402
+from xb_lite.attacks import PREFILL, attacked  # noqa: E402
 from xb_lite.corpora import load_corpus  # noqa: E402
 from xb_lite.experiments import Subject, evaluate_subject, prompted, spread  # noqa: E402
 from xb_lite.generation import Decoding, Reply  # noqa: E402
@@ -200,19 +201,25 @@ def test_every_fourth_item_of_a_public_set_is_for_validation(public):
     entries = [public("xstest"), public("harmbench"), public("actorattack", multi_turn=True)]
     validation, test = (of_public(split, entries) for split in ("validation", "test"))
     whole = experiments.plan(entries, ["prefill"])
-    assert len(whole) == 4 * 21 and len(validation) == 4 * 6
+    whole += attacked([item for item in whole if item.set == "xstest"], "prefill")
+    assert len(whole) == 5 * 21 and len(validation) == 5 * 6
     assert {item.id for item in [*validation, *test]} == {item.id for item in whole}
     assert len(validation) + len(test) == len(whole)
     # Nor is a request tested under one attack on which another chose.
     asked = [{(item.set, item.request) for item in items} for items in (validation, test)]
     assert not asked[0] & asked[1]
     places = [int(item.request.split()[1].rstrip("?")) for item in validation]
-    assert places == 4 * [0, 4, 8, 12, 16, 20]
+    assert places == 5 * [0, 4, 8, 12, 16, 20]
 
 
 def test_a_limit_is_of_replies_under_each_attack(public):
-    entries = [public("harmbench"), public("actorattack", multi_turn=True)]
-    for limit, wanted in ((10, [10, 10, 9]), (6, [6, 6, 6]), (1, [1, 1, 3]), (99, [15, 15, 45])):
+    entries = [public("harmbench"), public("actorattack", multi_turn=True), public("oktest")]
+    for limit, wanted in (
+        (10, [10, 10, 9, 10, 10]),
+        (6, [6, 6, 6, 6, 6]),
+        (1, [1, 1, 3, 1, 1]),
+        (99, [15, 15, 45, 15, 15]),
+    ):
         items = of_public("test", entries, limit)
         replies = {}
         for item in items:
@@ -221,6 +228,8 @@ def test_a_limit_is_of_replies_under_each_attack(public):
             ("harmbench", "direct"),
             ("harmbench", "prefill"),
             ("actorattack", "multi-turn"),
+            ("oktest", "direct"),
+            ("oktest", "prefill"),
         ]
         assert [len(turns) for turns in replies.values()] == wanted
 
@@ -228,11 +237,26 @@ def test_a_limit_is_of_replies_under_each_attack(public):
 def test_the_books_own_sets_are_those_of_the_split(public):
     for split, attacks in (("test", {"prefill", "wrapper"}), ("validation", {"prefill"})):
         items = frontier.items_of(split, [public("oktest")], 1)
-        own = [item for item in items if item.set in OWN]
-        assert own == experiments.plan(attacks=sorted(attacks), split=split)
-        assert [item.set for item in items[len(own) :]] == ["oktest"]
+        own = experiments.plan(attacks=sorted(attacks), split=split)
+        assert items[: len(own)] == own
         assert {item.attack for item in own} == {"direct", "multi-turn", *attacks}
+        plain = [item for item in own if item.set in ("boundary-safe", "benign")]
+        begun = ["oktest", *(item.set for item in plain), "oktest"]
+        assert [item.set for item in items[len(own) :]] == begun
+
+
+def test_every_request_asked_plainly_is_asked_after_the_prefill_once(public):
+    """Whether a prompt is harmless or not: a defense could break at the prefill itself."""
+    sets = [public("harmbench"), public("oktest"), public("actorattack", multi_turn=True)]
+    for split, limit in (("test", None), ("validation", 3)):
+        items = frontier.items_of(split, sets, limit)
         assert len({item.id for item in items}) == len(items)
+        plain, begun = (
+            [item for item in items if item.attack == attack] for attack in ("direct", "prefill")
+        )
+        assert {item.kind for item in plain} == {"harmful", "boundary-safe", "benign"}
+        assert sorted(begun, key=str) == sorted(attacked(plain, "prefill"), key=str)
+        assert all(item.prefill == (PREFILL if item in begun else "") for item in items)
 
 
 @pytest.mark.parametrize("method", sorted(frontier.SWEEP.keys() - {"none", "steering"}))

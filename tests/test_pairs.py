@@ -15,6 +15,7 @@ from xb_lite.pairs import WINDOW, collate, draw_pairs
 from xb_lite.recipes import RecipeError
 
 SETS = tiny_sets()
+PREFILLED = [name for name in vars(SETS) if name.endswith("_prefilled")]
 PAIRS = 8
 unhurried = settings(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -43,17 +44,21 @@ def kinds(tokenizer, pairs):
     ]
 
 
+def bare(name):
+    return name.removesuffix("_prefilled")
+
+
 def test_a_boundary_safe_pair_is_one_prompt_with_its_refusal_and_its_answer(tokenizer):
     for pair, ((change, i), (keep, k)) in zip(
         drawn(tokenizer), kinds(tokenizer, drawn(tokenizer)), strict=True
     ):
-        assert pair.boundary == (change == "over_refused") == (keep == "compliant")
+        assert pair.boundary == (bare(change) == "over_refused") == (bare(keep) == "compliant")
         assert pair.separate == pair.boundary
-        assert change in ("over_refused", "harmful", "harmful_dialogues")
+        assert bare(change) in ("over_refused", "harmful", "harmful_dialogues")
         if pair.boundary:
-            assert i == k
+            assert i == k and (change in PREFILLED) == (keep in PREFILLED)
         else:
-            assert keep in ("refused", "benign", "benign_dialogues")
+            assert bare(keep) in ("refused", "benign", "benign_dialogues")
         assert len(pair) == max(len(pair.change.encoding), len(pair.keep.encoding))
 
 
@@ -95,15 +100,72 @@ def test_dialogues_have_their_share_of_harmful_and_of_benign_items(
             if not pair.boundary
         ]
         erased = Counter(change for change, _ in beside)
-        kept = Counter(keep for _, keep in beside)
+        kept = Counter(bare(keep) for _, keep in beside)
         benign = kept["benign"] + kept["benign_dialogues"]
         assert abs(erased["harmful_dialogues"] - share * len(beside)) < 1
         assert abs(kept["benign_dialogues"] - share * benign) < 1
         assert erased.total() == erased["harmful_dialogues"] + erased["harmful"]
     # What comes beside a boundary-safe item is never one of several turns.
     boundary_safe = [kind for kind, pair in zip(found, pairs, strict=True) if pair.boundary]
-    names = {(change, keep) for (change, _), (keep, _) in boundary_safe}
+    names = {(bare(change), bare(keep)) for (change, _), (keep, _) in boundary_safe}
     assert names == {("over_refused" if separate else "harmful", "compliant")}
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.25, 0.3333, 0.5, 1])
+@pytest.mark.parametrize(
+    "boundary, refusals, dialogues, separate",
+    [
+        (0.25, 0.25, 0.25, "refusal"),
+        (0.3, 0, 0, "as_coded"),
+        (0.5, 0.5, 0, "refusal"),
+        (0.5, 0.25, 1, None),
+        (0.6, 0.1, 0.5, "as_described"),
+    ],
+)
+def test_of_each_kind_to_keep_but_refusals_the_share_is_prefilled(
+    tokenizer, share, boundary, refusals, dialogues, separate
+):
+    changes = {"boundary_share": boundary, "refusal_share": refusals, "separate": separate}
+    changes |= {"multi_turn_share": dialogues, "prefilled_share": share}
+    changes |= {} if separate else {"method": "circuit-breakers"}
+    found = kinds(tokenizer, drawn(tokenizer, steps=3 * WINDOW, **changes))
+    seen = Counter()
+    size = WINDOW * PAIRS
+    for begin in range(0, len(found), size):
+        kept = Counter(keep for _, (keep, _) in found[begin : begin + size])
+        for name in ("compliant", "benign", "benign_dialogues"):
+            prefilled = kept[f"{name}_prefilled"]
+            assert abs(prefilled - share * (prefilled + kept[name])) < 1
+        seen += kept
+    # The prefilled ones are in place of others, so no kind is seen more often for them.
+    others = len(found) * (1 - boundary - refusals)
+    for name, count in (
+        ("compliant", boundary * len(found)),
+        ("refused", refusals * len(found)),
+        ("benign", (1 - dialogues) * others),
+        ("benign_dialogues", dialogues * others),
+    ):
+        assert seen[name] + seen[f"{name}_prefilled"] == pytest.approx(count, abs=1)
+
+
+def test_a_prefilled_refusal_comes_with_the_prefilled_answer_to_its_prompt(tokenizer):
+    pairs = [pair for pair in drawn(tokenizer, steps=50) if pair.boundary]
+    begun = [pair for pair in pairs if pair.keep.dialogue in SETS.compliant_prefilled]
+    assert 0 < len(begun) < len(pairs)
+    for pair in pairs:
+        refusals = SETS.over_refused_prefilled if pair in begun else SETS.over_refused
+        assert pair.change.dialogue in refusals
+        assert pair.change.dialogue[:-1] == pair.keep.dialogue[:-1]
+    # They may be of other prompts, and fewer, than those that were not prefilled.
+    fewer = {f"{name}_prefilled": vars(SETS)[name][3:] for name in ("compliant", "over_refused")}
+    for pair in drawn(tokenizer, replace(SETS, **fewer), steps=50):
+        assert not pair.boundary or pair.change.dialogue[:-1] == pair.keep.dialogue[:-1]
+    with pytest.raises(ValueError):
+        drawn(tokenizer, replace(SETS, compliant_prefilled=SETS.compliant_prefilled[1:]))
+
+
+MANY = tiny_sets(boundary=9, benign=9, dialogues=9)
+DIALOGUES = [name for name in vars(SETS) if "dialogues" in name]
 
 
 @pytest.mark.parametrize(
@@ -114,12 +176,18 @@ def test_dialogues_have_their_share_of_harmful_and_of_benign_items(
         ("circuit-breakers-smollm2-135m", {"boundary_share": 0, "refusal_share": 1}),
     ],
 )
-def test_without_a_share_dialogues_change_nothing_that_is_drawn(tokenizer, name, changes):
+@pytest.mark.parametrize(
+    "share, without", [("multi_turn_share", DIALOGUES), ("prefilled_share", PREFILLED)]
+)
+def test_without_a_share_its_sets_change_nothing_that_is_drawn(
+    tokenizer, name, changes, share, without
+):
     def words(count):
-        recipe = tiny_recipe(name, steps=20, multi_turn_share=0, **changes)
+        recipe = tiny_recipe(name, **{"steps": 20, "max_tokens": 256, share: 0, **changes})
+        sets = replace(SETS, **{which: vars(MANY)[which][:count] for which in without})
         return [
             (pair.change.dialogue, pair.keep.dialogue, pair.boundary, pair.separate)
-            for pair in draw_pairs(recipe, tiny_sets(dialogues=count), tokenizer, seed=3)
+            for pair in draw_pairs(recipe, sets, tokenizer, seed=3)
         ]
 
     assert words(0) == words(1) == words(9)
@@ -130,7 +198,7 @@ def test_without_a_share_dialogues_change_nothing_that_is_drawn(tokenizer, name,
 def test_only_sets_with_a_share_are_needed(tokenizer, boundary, data):
     """In hundredths, as people write them: 0.3 and 0.7 leave nothing, though 1 - 0.7 > 0.3."""
     refusals = data.draw(st.sampled_from([0, 100 - boundary]))
-    share = data.draw(st.sampled_from([0, 0.25]))
+    share, prefilled = (data.draw(st.sampled_from([0, 0.25])) for _ in range(2))
     needed = {
         "harmful": boundary < 100,
         "compliant": boundary > 0,
@@ -138,12 +206,16 @@ def test_only_sets_with_a_share_are_needed(tokenizer, boundary, data):
         "benign": boundary + refusals < 100,
         "harmful_dialogues": share > 0,
         "benign_dialogues": share > 0,
+        "compliant_prefilled": boundary > 0 and prefilled > 0,
+        "benign_prefilled": boundary + refusals < 100 and prefilled > 0,
+        "benign_dialogues_prefilled": share > 0 and prefilled > 0,
     }
     sets = replace(SETS, **{name: [] for name, used in needed.items() if not used})
-    if not needed["compliant"]:
-        sets = replace(sets, over_refused=[])
+    for name in ("compliant", "compliant_prefilled"):
+        if not needed[name]:
+            sets = replace(sets, **{name.replace("compliant", "over_refused"): []})
     changes = {"boundary_share": boundary / 100, "refusal_share": refusals / 100}
-    changes["multi_turn_share"] = share
+    changes |= {"multi_turn_share": share, "prefilled_share": prefilled}
     if not boundary:
         changes |= {"method": "circuit-breakers", "separate": None}
     assert len(drawn(tokenizer, sets, **changes)) == 20 * PAIRS
@@ -158,15 +230,18 @@ def test_only_sets_with_a_share_are_needed(tokenizer, boundary, data):
         ("benign", "refusal_share"),
         ("harmful_dialogues", "multi_turn_share"),
         ("benign_dialogues", "multi_turn_share"),
+        ("compliant_prefilled", "prefilled_share"),
+        ("benign_prefilled", "prefilled_share"),
+        ("benign_dialogues_prefilled", "prefilled_share"),
     ],
 )
 def test_a_set_that_is_needed_and_empty_is_named(tokenizer, name, field):
     with pytest.raises(RecipeError, match=rf"^{field} is 0.25, but the {name} set is empty"):
-        drawn(tokenizer, replace(SETS, **{name: []}))
+        drawn(tokenizer, replace(SETS, **{name: []}), prefilled_share=0.25)
 
 
 def test_every_item_comes_equally_often(tokenizer):
-    found = kinds(tokenizer, drawn(tokenizer, steps=50))
+    found = kinds(tokenizer, drawn(tokenizer, steps=100))
     counts = Counter(item for pair in found for item in pair)
     for name in vars(SETS):
         often = [counts[name, i] for i in range(len(getattr(SETS, name)))]
@@ -315,8 +390,32 @@ def test_rows_of_one_turn_and_rows_to_keep_have_all_their_tokens(tokenizer):
     assert torch.equal(once.prompt, encode(tokenizer, SETS.harmful[0]).prompt)
 
 
-def test_without_a_share_the_draw_is_what_it_was_before_there_were_dialogues(tokenizer):
-    pairs = draw_pairs(tiny_recipe(steps=2, multi_turn_share=0), SETS, tokenizer, 0)
-    assert [(p.change.number, p.keep.number) for p in pairs] == [
-        *((6, 10), (2, 12), (3, 15), (24, 29), (4, 8), (5, 7), (0, 14), (20, 25))
-    ]
+# Of the code before any response to keep was prefilled; without dialogues also of that before them.
+BEFORE = {
+    0: [
+        (("harmful", 6), ("benign", 3)),
+        (("harmful", 2), ("benign", 5)),
+        (("harmful", 3), ("refused", 2)),
+        (("over_refused", 4), ("compliant", 4)),
+        (("harmful", 4), ("benign", 1)),
+        (("harmful", 5), ("benign", 0)),
+        (("harmful", 0), ("refused", 1)),
+        (("over_refused", 0), ("compliant", 0)),
+    ],
+    0.25: [
+        (("harmful", 4), ("refused", 1)),
+        (("harmful", 6), ("benign", 3)),
+        (("harmful", 2), ("benign", 5)),
+        (("over_refused", 0), ("compliant", 0)),
+        (("harmful", 3), ("refused", 2)),
+        (("harmful_dialogues", 0), ("benign", 0)),
+        (("harmful", 5), ("benign_dialogues", 1)),
+        (("over_refused", 4), ("compliant", 4)),
+    ],
+}
+
+
+@pytest.mark.parametrize("dialogues", BEFORE)
+def test_without_a_share_the_draw_is_what_it_was_before_there_was_one(tokenizer, dialogues):
+    recipe = tiny_recipe(steps=2, multi_turn_share=dialogues, prefilled_share=0)
+    assert kinds(tokenizer, draw_pairs(recipe, SETS, tokenizer, 0)) == BEFORE[dialogues]

@@ -120,6 +120,15 @@ def test_circuit_breakers_differ_from_x_boundary_in_what_they_are():
     assert wrong == {"method", "separate", "lora_std", "source"}
 
 
+def test_a_share_is_prefilled_wherever_harmful_responses_are():
+    """All of those are; refusal tuning, whose source is the model as it was, has none of them."""
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        assert recipe.prefilled_share == (0 if recipe.method == "refusal-tuning" else 0.5)
+    for share in (0, 0.3, 1, 1.0):
+        assert load_recipe(CPU, prefilled_share=share).prefilled_share == share
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_each_recipe_trains_a_model_of_its_kind(tmp_path, tokenizer, name):
     """Every field as it is, but for the sizes."""
@@ -209,6 +218,7 @@ BAD = {
     "boundary_share": [0, -0.1, 1.1, "0", None, True, INF, NAN],
     "refusal_share": [-0.1, 0.8, 1.1, "0", None, False, INF, NAN],
     "multi_turn_share": [-0.1, 1.1, "0", None, False, INF, NAN],
+    "prefilled_share": [-0.1, 1.1, "0", None, False, INF, NAN],
     "target_layers": [
         [],
         None,

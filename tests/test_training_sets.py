@@ -24,6 +24,7 @@ PROMPTS = {
     },
     "script": [turns[-1] for turns in SCRIPTS],
 }
+CHATS = [tuple(PROMPTS["benign"][i : i + n]) for n in (2, 3) for i in range(0, N, n)]
 
 # By kind, and by place of the prompt: what is said, and whether it came to its end.
 ANSWER = ("It is done so. Then so.", True)
@@ -100,19 +101,17 @@ def test_ends_of_scripts_have_their_history_and_a_last_reply_that_complies():
     ]
 
 
-def test_only_the_last_turn_of_a_script_is_prefilled():
+def test_only_the_last_turn_of_a_script_or_a_chat_is_prefilled():
     backend = Fake()
     sets(backend)
-    earlier = [text for text, _ in PLAYED]
+    one, two = [text for text, _ in PLAYED[:2]]
+    talks = [*(turns[-n:] for n in (2, 3) for turns in SCRIPTS), *CHATS]
     assert sorted(words for words in backend.asked if len(words) > 2) == sorted(
-        words
-        for one, two, three in (turns[-3:] for turns in SCRIPTS)
-        for words in (
-            (PREFILL, two, earlier[0], three),
-            (PREFILL, one, earlier[0], two, earlier[1], three),
-        )
+        (PREFILL, first, one, *((second,) if not rest else (second, two, *rest)))
+        for first, second, *rest in talks
     )
-    assert all(backend.played.count(turns[-n:-1]) == 1 for n in (2, 3) for turns in SCRIPTS)
+    # What comes before it is played as it is; so is a chat that is not prefilled.
+    assert sorted(backend.played) == sorted([*(tuple(turns[:-1]) for turns in talks), *CHATS])
 
 
 @pytest.mark.parametrize(
@@ -144,6 +143,34 @@ def test_benign_prompts_are_kept_whatever_is_said():
     assert sets().benign == dialogues("benign", range(N), answers)
 
 
+def test_harmless_prompts_are_answered_after_the_prefill_as_well():
+    whole, refused, cut = (f"{PREFILL} is {end}" for end in ("how.", "why I can't, sorry.", "how!"))
+    found = sets()
+    # Kept whatever is said, as those that were not prefilled.
+    assert found.benign_prefilled == dialogues("benign", range(N), [whole, refused, cut] * 2)
+    assert found.benign_dialogues_prefilled == [
+        as_turns(turns, [*WHOLE[: len(turns) - 1], last])
+        for turns, last in zip(CHATS, [cut, refused, whole, refused, refused], strict=True)
+    ]
+
+
+def test_boundary_safe_prompts_that_are_refused_even_prefilled_are_in_neither_set():
+    found, places = sets(), [0, 2, 3, 5]  # not those that are served when they are asked plainly
+    complied = [f"{PREFILL} is how.", f"{PREFILL} is how!"] * 2
+    assert found.compliant_prefilled == dialogues("boundary-safe", places, complied)
+    assert found.over_refused_prefilled == dialogues("boundary-safe", places, [REFUSAL] * 4)
+
+
+def test_after_the_prefill_a_refusal_counts_wherever_it_is(monkeypatch):
+    """X-Boundary's strings are looked for in all of a reply, XSTest's at its start."""
+    late = " is one. But I cannot say more."
+    assert not XSTEST.refuses(late) and not XSTEST.refuses(PREFILL + late)
+    monkeypatch.setitem(SAID, "prefill", [(late, True)])
+    found = sets()
+    assert found.harmful == found.compliant_prefilled == found.over_refused_prefilled == []
+    assert len(found.benign_prefilled) == len(found.compliant) + 2 == N
+
+
 def test_a_refusal_that_was_cut_off_counts_as_what_is_left_of_it(monkeypatch):
     monkeypatch.setitem(SAID, "boundary-safe", [("It is so. But I am sor", False)])
     assert sets().compliant == dialogues("boundary-safe", range(N), ["It is so."] * N)
@@ -153,35 +180,38 @@ def test_replies_are_asked_for_once():
     backend = Fake()
     first = sets(backend)
     assert sorted(words for words in backend.asked if len(words) == 2) == sorted(
-        [(PREFILL, prompt) for kind in ("harmful", "script") for prompt in PROMPTS[kind]]
+        [(PREFILL, prompt) for prompts in PROMPTS.values() for prompt in prompts]
         + [
             ("", prompt)
             for kind in ("harmful", "boundary-safe", "benign")
             for prompt in PROMPTS[kind]
         ]
     )
-    assert len(backend.played) == len(set(backend.played)) == 2 * N + N // 2 + N // 3
+    n = len(CHATS)
+    assert len(backend.played) == 2 * N + n + n  # scripts, chats, and those to be prefilled
     again = Fake()
     assert sets(again) == first and not again.asked + again.played
     # Fewer of what is there already; another model has said nothing yet.
     assert sets(again, limit=2).refused == first.refused[:2] and not again.asked + again.played
     reference_sets(again, DECODING, {**SUBJECT, "model": "other"}, limit=2)
-    assert (len(again.asked), len(again.played)) == (2 * 5 + 2 * 2, 2 * 2 + 1)
+    assert len(again.asked) == 2 * (4 + 3) + 2 * 2 + 1  # prompts, ends of scripts, and a chat
+    assert len(again.played) == 2 * 2 + 2
 
 
 def test_the_digest_is_of_every_word_and_of_the_set_it_is_in():
     found = sets()
     assert re.fullmatch("[0-9a-f]{64}", found.digest) and sets().digest == found.digest
     others = [Sets(**{**vars(found), name: value[1:]}) for name, value in vars(found).items()]
-    swapped = Sets(**{**vars(found), "harmful": found.refused, "refused": found.harmful})
-    turned = Sets(
-        **{
-            **vars(found),
-            "harmful_dialogues": found.benign_dialogues,
-            "benign_dialogues": found.harmful_dialogues,
-        }
-    )
-    assert len({s.digest for s in (found, swapped, turned, *others)}) == 10
+    pairs = [
+        ("harmful", "refused"),
+        ("harmful_dialogues", "benign_dialogues"),
+        *((name.removesuffix("_prefilled"), name) for name in vars(found) if "prefilled" in name),
+    ]
+    swapped = [
+        Sets(**{**vars(found), one: vars(found)[other], other: vars(found)[one]})
+        for one, other in pairs
+    ]
+    assert len({s.digest for s in (found, *swapped, *others)}) == 1 + 6 + 11
 
 
 def test_there_is_no_other_split():

@@ -55,6 +55,10 @@ def tiny_sets(harmful=7, boundary=5, benign=6, dialogues=4):
         benign=said(good, "Hello"),
         harmful_dialogues=talks("worse", "Yes"),
         benign_dialogues=talks("tea", "Fine"),
+        compliant_prefilled=said(near, "Sure, gladly"),
+        over_refused_prefilled=said(near, "I will not"),
+        benign_prefilled=said(good, "Sure, hello"),
+        benign_dialogues_prefilled=talks("tea", "Sure, fine"),
     )
 
 

@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -63,25 +64,31 @@ def draw_pairs(
         ValueError: an item cannot be encoded.
     """
     # Exactly: 0.3 of the 1 - 0.7 that are left must be all of them.
-    boundary_share, refusal_share, multi_turn_share = (
-        Fraction(share).limit_denominator(10**6)
-        for share in (recipe.boundary_share, recipe.refusal_share, recipe.multi_turn_share)
+    boundary_share, refusal_share, multi_turn_share, prefilled_share = (
+        Fraction(getattr(recipe, f"{name}_share")).limit_denominator(10**6)
+        for name in ("boundary", "refusal", "multi_turn", "prefilled")
     )
     defense = isinstance(recipe, Recipe)
     separates = defense and recipe.separate in ("as_coded", "refusal")
     sink_tokens = recipe.sink_tokens if defense else 0
+    others = 1 - refusal_share - boundary_share
     for field, needed, name in (
         ("boundary_share", boundary_share < 1 or not separates, "harmful"),
         ("boundary_share", boundary_share > 0, "compliant"),
         ("refusal_share", refusal_share > 0, "refused"),
-        ("refusal_share", refusal_share + boundary_share < 1, "benign"),
+        ("refusal_share", others > 0, "benign"),
         ("multi_turn_share", multi_turn_share > 0, "harmful_dialogues"),
         ("multi_turn_share", multi_turn_share > 0, "benign_dialogues"),
+        ("prefilled_share", prefilled_share * boundary_share > 0, "compliant_prefilled"),
+        ("prefilled_share", prefilled_share * others > 0, "benign_prefilled"),
+        ("prefilled_share", prefilled_share * multi_turn_share > 0, "benign_dialogues_prefilled"),
     ):
         if needed and not getattr(sets, name):
             raise RecipeError(f"{field} is {getattr(recipe, field)}, but the {name} set is empty.")
     if not multi_turn_share:
-        sets = replace(sets, harmful_dialogues=[], benign_dialogues=[])
+        sets = replace(
+            sets, harmful_dialogues=[], benign_dialogues=[], benign_dialogues_prefilled=[]
+        )
     dice = random.Random(seed)
     numbers = iter(range(1 << 62))
 
@@ -91,14 +98,21 @@ def draw_pairs(
             for d in dialogues
         ]
 
-    harmful, benign, refused, chats = (
-        _again_and_again(rows(d), dice)
-        for d in (sets.harmful, sets.benign, sets.refused, sets.benign_dialogues)
-    )
+    def in_step(*names: str) -> Iterator[tuple[Row, ...]]:
+        """A row of each set at once, by the recipe's share of their prefilled ones."""
+        plain, prefilled = (
+            _again_and_again(
+                list(zip(*(rows(getattr(sets, name + which)) for name in names), strict=True)),
+                dice,
+            )
+            for which in ("", "_prefilled")
+        )
+        return (next(prefilled if _due(n, prefilled_share) else plain) for n in count())
+
+    harmful, refused = (_again_and_again(rows(d), dice) for d in (sets.harmful, sets.refused))
     attacks = _again_and_again(list(map(_last_exchange, rows(sets.harmful_dialogues))), dice)
-    boundary = _again_and_again(
-        list(zip(rows(sets.over_refused), rows(sets.compliant), strict=True)), dice
-    )
+    benign, chats = in_step("benign"), in_step("benign_dialogues")
+    boundary = in_step("over_refused", "compliant")
     pairs = []
     for number in range(recipe.steps * recipe.pairs):
         if _due(number, boundary_share):
@@ -113,7 +127,7 @@ def draw_pairs(
                 keep = next(refused)
             else:
                 kept = erased - int(erased * share)
-                keep = next(chats if _due(kept, multi_turn_share) else benign)
+                (keep,) = next(chats if _due(kept, multi_turn_share) else benign)
             change = next(attacks if _due(erased, multi_turn_share) else harmful)
             pairs.append(Pair(change, keep, False, False))
     return list(_by_length(pairs, recipe.pairs, dice))

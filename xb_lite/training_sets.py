@@ -34,6 +34,10 @@ class Sets:
     boundary-safe prompts ``compliant`` with an answer and, in the same order, ``over_refused`` with
     a refusal; ``benign`` ones with an answer. ``harmful_dialogues`` and ``benign_dialogues`` have
     several turns: the ends of multi-turn attacks, and harmless prompts one after the other.
+
+    Every harmful response begins with the prefill, without which there would be none. So that this
+    does not tell harm from the rest, the ``prefilled`` ones answer harmless prompts after the same
+    words; ``over_refused_prefilled`` are refusals of the prompts of ``compliant_prefilled``.
     """
 
     harmful: list[Dialogue]
@@ -43,6 +47,10 @@ class Sets:
     benign: list[Dialogue]
     harmful_dialogues: list[Dialogue]
     benign_dialogues: list[Dialogue]
+    compliant_prefilled: list[Dialogue]
+    over_refused_prefilled: list[Dialogue]
+    benign_prefilled: list[Dialogue]
+    benign_dialogues_prefilled: list[Dialogue]
 
     @property
     def digest(self) -> str:
@@ -60,8 +68,9 @@ def reference_sets(
     """The sets of the book's own prompts, answered by the model to be defended.
 
     Harmful requests to which it does not comply even when prefilled, and boundary-safe prompts that
-    it refuses, are left out. Where it answers a harmful request asked plainly, ``REFUSAL`` stands
-    for its refusal. A reply that was cut short ends with its last whole sentence.
+    it refuses, are left out; of the prefilled ones, those that it refuses even so. Where it answers
+    a harmful request asked plainly, ``REFUSAL`` stands for its refusal. A reply that was cut short
+    ends with its last whole sentence.
 
     The last turns of the multi-turn scripts, without what was said before, are harmful requests as
     well; so are the rows of SafeMTData in the official code. Its multi-turn attacks have no
@@ -86,7 +95,11 @@ def reference_sets(
         for n in TURNS
         for some in (benign[i : i + n] for i in range(0, len(benign) - n + 1, n))
     ]
-    items = [*prefilled, *harmful, *boundary, *benign, *attacks, *chats]
+    begun = {
+        kind: attacked(plain, "prefill")
+        for kind, plain in (("boundary-safe", boundary), ("benign", benign), ("chat", chats))
+    }
+    items = [*prefilled, *harmful, *boundary, *benign, *attacks, *chats, *sum(begun.values(), [])]
     replies = ask(backend, items, decoding, subject=subject)
     said = {item.id: list(map(_said, turns)) for item, turns in zip(items, replies, strict=True)}
 
@@ -97,6 +110,7 @@ def reference_sets(
         return [as_turns(item.turns, said[item.id]) for item in items]
 
     served = [item for item in boundary if not refused(XSTEST, item)]
+    begun["served"] = [item for item in begun["boundary-safe"] if not refused(X_BOUNDARY, item)]
     return Sets(
         # After a prefill a refusal comes later than at the start, where XSTest's rule looks.
         harmful=dialogues(item for item in prefilled if not refused(X_BOUNDARY, item)),
@@ -109,6 +123,10 @@ def reference_sets(
         benign=dialogues(benign),
         harmful_dialogues=dialogues(item for item in attacks if not refused(X_BOUNDARY, item)),
         benign_dialogues=dialogues(chats),
+        compliant_prefilled=dialogues(begun["served"]),
+        over_refused_prefilled=[as_turns(item.turns, [REFUSAL]) for item in begun["served"]],
+        benign_prefilled=dialogues(begun["benign"]),
+        benign_dialogues_prefilled=dialogues(begun["chat"]),
     )
 
 

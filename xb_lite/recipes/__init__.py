@@ -45,6 +45,9 @@ class Budget:
         multi_turn_share: of the harmful items beside benign or refused ones, and of the benign
             items, how many are dialogues of several turns. Of a harmful one the last turn and the
             response to it are changed.
+        prefilled_share: of the boundary-safe and benign items to keep, how many responses begin
+            with the prefill, as those to harmful requests do. At 0 a defense can tell what to
+            change by these words alone, and does (02_boundary).
         gradient_checkpointing: less memory, a third more time.
         source: where the numbers come from.
     """
@@ -64,6 +67,7 @@ class Budget:
     boundary_share: int | float
     refusal_share: int | float
     multi_turn_share: int | float
+    prefilled_share: int | float
     gradient_checkpointing: bool
     source: str
 
@@ -79,7 +83,8 @@ class Budget:
         for field in ("lora_alpha", "learning_rate"):
             demand(field, _number(getattr(self, field), above=0), "a number above 0")
         demand("lora_std", _number(self.lora_std, least=0), "0 or more")
-        for field in ("dropout", "boundary_share", "refusal_share", "multi_turn_share"):
+        shares = ("boundary_share", "refusal_share", "multi_turn_share", "prefilled_share")
+        for field in ("dropout", *shares):
             demand(field, _number(getattr(self, field), least=0, most=1), "from 0 to 1")
         demand("pairs_at_once", self.pairs % self.pairs_at_once == 0, "a divisor of pairs")
         demand(
