@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from xb_lite import evaluation
 from xb_lite.attacks import PREFILL, Item
 from xb_lite.dialogues import as_turns
-from xb_lite.evaluation import Outcome, evaluate, reply_store
+from xb_lite.evaluation import Outcome, ask, digest, evaluate, reply_store
 from xb_lite.generation import Decoding, LocalBackend, Reply
 from xb_lite.judges import XSTEST, VerdictError
 from xb_lite.log import LogError
@@ -354,15 +355,66 @@ def test_an_item_that_changed_under_its_id_is_refused(folder, changed):
         refused(folder, "is not what it was", items=items, judges=[XSTEST], log="other.jsonl")
 
 
-def test_a_second_run_at_once_is_refused_with_its_log_and_with_its_cache(folder):
+def test_a_second_run_at_once_is_refused_with_its_log(folder):
     class Nested(Fake):
         def reply(self, dialogues, decoding, prefill=""):
             for again in (False, True):
                 refused(folder, "another process is writing to", resume=not again)
-            refused(folder, "another process is writing to", log="other.jsonl", judges=[XSTEST])
             return super().reply(dialogues, decoding, prefill)
 
     assert len(run(folder, backend=Nested())) == len(ITEMS)
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_who_asks_the_same_waits_for_the_replies_of_the_other(folder, monkeypatch, evaluates):
+    """Several trainings that start together ask the same model for the same sets."""
+    asking, go_on = threading.Event(), threading.Event()
+
+    class Slow(Fake):
+        def reply(self, dialogues, decoding, prefill=""):
+            asking.set()
+            assert go_on.wait(30)
+            return super().reply(dialogues, decoding, prefill)
+
+    lines = []
+
+    def say(line, file):
+        lines.append(line)
+        go_on.set()
+
+    monkeypatch.setattr("xb_lite.log.print", say, raising=False)
+    first, second, found = Slow(), Fake(), []
+    other = threading.Thread(
+        target=lambda: found.extend(ask(first, ITEMS, DECODING, subject=SUBJECT))
+    )
+    other.start()
+    try:
+        assert asking.wait(30)
+        more = [*ITEMS, direct(99)]
+        if evaluates:
+            sha256s = [outcome.sha256 for outcome in run(folder, items=more, backend=second)]
+        else:
+            replies = ask(second, more, DECODING, subject=SUBJECT)
+            sha256s = [digest([reply.text for reply in turns]) for turns in replies]
+    finally:
+        go_on.set()
+        other.join()
+    assert len(first.asked) == len(ITEMS) and second.asked == [asked_of(direct(99).turns)]
+    assert sha256s[:-1] == [digest([reply.text for reply in turns]) for turns in found]
+    (line,) = lines
+    assert line.startswith(f"another process is writing to {the_reply_store(folder)}; waiting")
+
+
+def test_while_replies_are_judged_the_cache_is_free(folder, capfd):
+    class Asks(FakeJudge):
+        def __call__(self, requests, responses):
+            more = ask(Fake(), [direct(99)], DECODING, subject=SUBJECT)
+            assert len(more) == 1
+            return super().__call__(requests, responses)
+
+    assert len(run(folder, judges=[Asks()])) == len(ITEMS)
+    assert "waiting" not in capfd.readouterr().err
+    assert direct(99).id in the_reply_store(folder).read_text()
 
 
 def test_a_lock_of_another_process_is_seen(folder):

@@ -5,7 +5,12 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
+import sys
 import tempfile
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -155,11 +160,16 @@ def test_a_second_writer_is_refused_and_harms_nothing(path, anew):
     assert len(rows_of(path)) == 3  # and the lock is free again
 
 
-def test_a_second_process_is_refused_too(path):
+@contextmanager
+def held_elsewhere(path, row=None):
+    """Another process has the log open, and writes a row before it is done. Gives what ends it."""
+
     def hold(open_, done):
-        with Log(path, RUN):
+        with Log(path, RUN) as log:
             open_.set()
             done.wait(30)
+            if row:
+                log.append([row])
 
     context = multiprocessing.get_context("fork")
     open_, done = context.Event(), context.Event()
@@ -167,12 +177,78 @@ def test_a_second_process_is_refused_too(path):
     other.start()
     try:
         assert open_.wait(30)
-        with pytest.raises(LogError, match="another process is writing to"):
-            rows_of(path)
+        yield done.set
     finally:
         done.set()
         other.join()
+
+
+@pytest.fixture
+def on_waiting(monkeypatch):
+    """Sets what is done a while after it was said that another process is waited for."""
+    lines = []
+
+    def then(do, seconds=0.2):
+        def say(line, file):
+            assert file is sys.stderr
+            lines.append(line)
+            threading.Timer(seconds, do).start()
+
+        monkeypatch.setattr("xb_lite.log.print", say, raising=False)
+        return lines
+
+    return then
+
+
+def test_a_second_process_is_refused_too(path):
+    with held_elsewhere(path), pytest.raises(LogError, match="another process is writing to"):
+        rows_of(path)
     assert len(rows_of(path)) == 3
+
+
+def test_another_process_can_be_waited_for(path, on_waiting):
+    with held_elsewhere(path, {"id": "d"}) as end:
+        lines = on_waiting(end, seconds=1)
+        worked = time.thread_time()
+        with Log(path, RUN, wait=True) as log:
+            assert time.thread_time() - worked < 0.1  # it sleeps, and looks again now and then
+            assert list(log.rows) == ["a", "b", "c", "d"]
+            with pytest.raises(LogError, match="another process is writing to"):
+                rows_of(path)
+    said = f"another process is writing to {path}; waiting for it (Ctrl-C ends this one)."
+    assert lines == [said]
+    with Log(path, RUN, wait=True) as log:
+        assert len(log.rows) == 4
+    assert lines == [said]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_who_waits_can_be_stopped_and_has_harmed_nothing(path, on_waiting, anew):
+    before = path.read_bytes()
+    with held_elsewhere(path):
+        on_waiting(lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            Log(path, RUN, anew=anew, wait=True).__enter__()
+        assert path.read_bytes() == before
+        with pytest.raises(LogError, match="another process is writing to"):
+            rows_of(path)
+    assert len(rows_of(path)) == 3
+
+
+def test_what_is_wrong_with_a_log_is_said_after_the_wait_too(path, on_waiting):
+    with held_elsewhere(path) as end:
+        on_waiting(end)
+        with pytest.raises(LogError, match="other settings"):
+            Log(path, {}, wait=True).__enter__()
+    assert len(rows_of(path)) == 3  # and the lock is free again
+
+
+def test_what_was_waited_for_can_be_made_anew(path, on_waiting):
+    with held_elsewhere(path, {"id": "d"}) as end:
+        lines = on_waiting(end)
+        with Log(path, RUN, anew=True, wait=True) as log:
+            assert log.rows == {} and lines
+    assert rows_of(path) == {}
 
 
 def test_an_error_in_the_block_frees_the_lock(path):

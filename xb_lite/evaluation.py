@@ -83,12 +83,12 @@ def evaluate(
     replies = reply_store(run)
     judged = {**run, "judges": {judge.name: judge.source for judge in judges}}
     with Log(log, judged, anew=not resume) as done:
-        with Log(replies, run, anew=not resume) as said:
+        with Log(replies, run, anew=not resume, wait=True) as said:
             for item in items:
                 _take_up(said, item, _is_reply)
                 _take_up(done, item, _is_outcome)
             _ask(backend, [item for item in items if item.id not in done.rows], decoding, said)
-            _judge(items, judges, said, done)
+        _judge(items, judges, said, done)  # others that wait for the replies need not wait for this
         return [_outcome(done.rows[item.id]) for item in items]
 
 
@@ -97,12 +97,13 @@ def ask(
 ) -> list[list[Reply]]:
     """The replies to every item, turn by turn, out of the cache where they are in it.
 
-    Args and errors as in ``evaluate``; nothing is judged or logged.
+    Args and errors as in ``evaluate``; nothing is judged or logged. Another process that asks the
+    same subject is waited for: it makes some of the same replies.
     """
     for item in items:
         _check_item(item)
     run = {"subject": subject, "decoding": asdict(decoding)}
-    with Log(reply_store(run), run) as said:
+    with Log(reply_store(run), run, wait=True) as said:
         for item in items:
             _take_up(said, item, _is_reply)
         _ask(backend, items, decoding, said)

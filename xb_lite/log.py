@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 START = b'{"run"'  # of every log
+POLL = 0.5  # seconds between two looks at whether another process is done
 
 
 class LogError(ValueError):
@@ -24,28 +26,34 @@ class Log:
 
     Use it as a context: ``with Log(path, run) as log``. While it is open no other process can
     write to it. What a killed process left of a line is cut off. With ``anew`` a file that is
-    there is deleted first.
+    there is deleted first. With ``wait`` another process is waited for, which is said once on
+    stderr; what it wrote is then among the rows.
 
     Raises:
         LogError: the file belongs to a run of other settings or is no log, another process is
-            writing to it, a line is damaged, or it cannot be written to.
+            writing to it and is not waited for, a line is damaged, or it cannot be written to.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], run: dict[str, object], anew: bool = False
+        self,
+        path: str | os.PathLike[str],
+        run: dict[str, object],
+        anew: bool = False,
+        wait: bool = False,
     ) -> None:
-        self.path, self.run, self.anew = Path(path), run, anew
+        self.path, self.run, self.anew, self.wait = Path(path), run, anew, wait
         self.rows: dict[str, dict] = {}
         self._lock = FileLock(f"{self.path}.lock")
 
     def __enter__(self) -> Log:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise LogError(
-                f"another process is writing to {self.path}: wait for it, or end it."
-            ) from None
+            if not self._locked():
+                said = f"another process is writing to {self.path}"
+                if not self.wait:
+                    raise LogError(f"{said}: wait for it, or end it.")
+                print(f"{said}; waiting for it (Ctrl-C ends this one).", file=sys.stderr)
+                self._lock.acquire(poll_interval=POLL)
         except OSError as error:
             raise LogError(self._unusable(error)) from error
         try:
@@ -69,6 +77,14 @@ class Log:
         """Write rows that are done, each with an ``id`` of its own; on disk when this returns."""
         self._write("".join(map(_line, rows)))
         self.rows.update({row["id"]: row for row in rows})
+
+    def _locked(self) -> bool:
+        """True where no other process has the lock, which is then this one's."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
 
     def _take_up(self) -> None:
         rows = read_rows(self.path)
