@@ -48,12 +48,18 @@ def judged(result: dict, metrics: Iterable[str] = SHOWN) -> tuple[list[str], lis
 
 
 def as_html(result: dict, metrics: Iterable[str] = SHOWN) -> str:
-    """``judged`` as a table for a page; it scrolls sideways where the page is narrow."""
-    heads, rows = judged(result, metrics)
+    """``judged`` as a table for a page."""
+    return html_table(*judged(result, metrics))
+
+
+def html_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table for a page, of texts; it scrolls sideways where the page is narrow. A line break in a
+    cell is one on the page."""
 
     def line(cells: Iterable[str], tag: str) -> str:
         look = 'style="white-space:nowrap;padding:2px 10px;text-align:left"'
-        return f"<tr>{''.join(f'<{tag} {look}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+        texts = (escape(cell).replace("\n", "<br>") for cell in cells)
+        return f"<tr>{''.join(f'<{tag} {look}>{text}</{tag}>' for text in texts)}</tr>"
 
     body = "".join(line(row, "td") for row in rows)
     table = f"<table><thead>{line(heads, 'th')}</thead><tbody>{body}</tbody></table>"
