@@ -1,20 +1,27 @@
-"""Commands of the book: fetch a model, train a defense, evaluate either.
+"""Commands of the book: fetch a model, train a defense, evaluate either, serve a defended one.
 
 python -m xb_lite fetch      have a model on this machine before it is needed
 python -m xb_lite train      train a defense by a recipe
 python -m xb_lite evaluate   ask a model everything, judge it, and keep the result
+python -m xb_lite serve      put a prompt defense in front of a model, for any OpenAI client
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xb_lite.corpora import SPLITS
 from xb_lite.model_files import DEFAULT, SPECS, ModelError, cached_model
 from xb_lite.wheels import FetchError
+
+if TYPE_CHECKING:
+    from xb_lite.upstreams import Upstream
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,6 +82,23 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--results", default="results", help="folder (default: results)")
     evaluate.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
     evaluate.set_defaults(run=_evaluate)
+    serve = commands.add_parser(
+        "serve",
+        help="a model behind a prompt defense, as an OpenAI-compatible server",
+        description="Clients change their base_url. A server's key is each client's own, unless "
+        "OPENAI_API_KEY is set: then that one is used for whoever can reach this port.",
+    )
+    serve.add_argument("model", nargs="?", help="a name, a folder, a hub id; a server's own name")
+    serve.add_argument("--model", metavar="NAME", dest="named", help="the same")
+    serve.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
+    serve.add_argument(
+        "--defense", default="ia", help="ia (default), ia-one-pass, self-reminder, …"
+    )
+    serve.add_argument("--server", metavar="URL", help="an OpenAI-compatible one (…/v1)")
+    serve.add_argument("--timeout", type=float, default=120.0, help="of the server, in seconds")
+    serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
+    serve.add_argument("--port", type=int, default=8001, help="default: 8001; 0: any free one")
+    serve.set_defaults(run=_serve)
     return parser
 
 
@@ -144,6 +168,45 @@ def _evaluate(args: argparse.Namespace) -> None:
         resume=args.resume,
     )
     print_result(path)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    try:
+        from xb_lite.proxy import application, listen, serve, url_of
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}: pip install 'xb-lite[serve]' brings it.") from error
+    from xb_lite.intention import defense_named
+
+    defense = defense_named(args.defense)
+    with listen(args.host, args.port) as listening:
+        upstream = _upstream(args)
+        where = f"{url_of(listening)} (Ctrl-C ends it)"
+        print(f"{upstream.name} behind {args.defense} is at {where}", flush=True)
+        with suppress(KeyboardInterrupt):
+            serve(application(upstream, defense), listening)
+
+
+def _upstream(args: argparse.Namespace) -> Upstream:
+    from xb_lite.adapters import merged
+    from xb_lite.local_upstream import LocalModel
+    from xb_lite.models import load_model
+    from xb_lite.precision import choose_precision
+    from xb_lite.upstreams import RemoteModel
+
+    name = args.named or args.model
+    if args.named and args.model:
+        raise ValueError(f"{args.model} and {args.named}: name one model.")
+    if args.server and args.adapter:
+        raise ValueError("an adapter cannot be put on a model behind a server.")
+    if args.server and not name:
+        raise ValueError("a server may have several models: name one of them by --model.")
+    if args.server:
+        return RemoteModel(args.server, name, os.environ.get("OPENAI_API_KEY"), args.timeout)
+    precision = choose_precision(exact=True)
+    model, tokenizer = load_model(name or DEFAULT, precision)
+    if args.adapter:
+        model = merged(model, args.adapter)
+    return LocalModel(Path(name or DEFAULT).name, model, tokenizer, precision)
 
 
 if __name__ == "__main__":
