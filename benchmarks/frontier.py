@@ -10,8 +10,7 @@ refusal direction times a strength. Of a public set every fourth request is for 
 nothing is reported on what was chosen by. What is there already is not made again. Several of these
 can run side by side, each with OMP_NUM_THREADS=1.
 
-Results: ``<results>/<tier>/<model>/<method>,<field>=<value>-<seed>.json`` for the test split, and
-under ``<tier>/validation`` for the other.
+Results: ``<results>/<tier>/<split>/<model>/<method>,<field>=<value>-<seed>.json``.
 """
 
 from __future__ import annotations
@@ -123,17 +122,15 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--sets", nargs="+", default=[], metavar="NAME=FILE", help="public ones")
     parser.add_argument("--limit", type=int, help="replies of a public set, under each attack")
+    parser.add_argument("--service", action="store_true", help="judge service, too, which is slow")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--results", default="results", help="folder (default: results)")
     args = parser.parse_args()
     items = items_of(args.split, args.sets, args.limit)
     precision = choose_precision(exact=True)
     decoding = Decoding(args.max_new_tokens)
-    folder = Path(args.results) / tier()
-    judged_by = judges(precision)
-    if args.split == "validation":
-        folder = folder / "validation"
-        judged_by = judged_by[:-1]  # all but the slow one, which chooses nothing
+    folder = Path(args.results) / tier() / args.split
+    judged_by = judges(precision)[: None if args.service else -1]
     for method in args.methods:
         settings = SWEEP[method]
         if args.setting is not None:
@@ -150,7 +147,8 @@ def main() -> None:
                         split=args.split,
                         judged_by=judged_by,
                     )
-                names = sorted(file.stem for file in path.parent.glob("*.jsonl"))
+                results = {file.stem for file in path.parent.glob("*.json")}
+                names = sorted(results - {"index"})
                 (path.parent / "index.json").write_text(json.dumps(names, indent=1) + "\n")
                 print(path, flush=True)
 

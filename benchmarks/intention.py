@@ -1,6 +1,6 @@
 """The second stage of Intention Analysis: on the kept key-value cache, and as a fresh second call.
 
-    python benchmarks/intention.py [--items 64] [--batch 32] [--new-tokens 64]
+    python benchmarks/intention.py [--items 64] [--batch 32] [--new-tokens 64] [--results FOLDER]
 
 Both ways take the same batches of prompts in turn, in one process, greedy, with the intentions of
 the first way, so that a noisy machine disturbs both alike. Timed is the model's own work on the
@@ -8,25 +8,32 @@ second stage: with the cache it reads the second prompt alone, in a fresh call a
 In small batches that saves less, for there the writing takes most of the time.
 Prints seconds, their ratio, and on how many items the answers are the same text; where they are
 not, in how many cases the two ways had read different numbers of tokens (an intention that is read
-again can be spelled by others).
+again can be spelled by others). ``<results>/cache.json`` has the same; a ratio's interval is over
+batches, which are its items.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from xb_lite.corpora import KINDS, load_corpus
 from xb_lite.dialogues import as_dialogue
+from xb_lite.evaluation import digest
 from xb_lite.experiments import spread
 from xb_lite.generation import Decoding, LocalBackend
 from xb_lite.intention import second_stage, two_stage
-from xb_lite.models import load_model
+from xb_lite.model_files import DEFAULT
+from xb_lite.models import load_model, model_digest
 from xb_lite.precision import choose_precision
+from xb_lite.rates import mean, rate
+from xb_lite.results import mean_row, provenance, rate_row, write_result
 
 
 def timed(model: PreTrainedModel) -> list[float]:
@@ -49,7 +56,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="prompts taken together")
     parser.add_argument("--new-tokens", type=int, default=64, help="at most so many a stage")
     parser.add_argument("--precision", choices=("fp32", "auto"), default="fp32")
+    parser.add_argument("--results", default="results/intention", help="folder")
     args = parser.parse_args()
+    started = datetime.now(UTC)
     if min(args.items, args.batch, args.new_tokens) < 1:
         parser.error("--items, --batch and --new-tokens must be at least 1")
 
@@ -61,7 +70,7 @@ def main() -> None:
     versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "xb-lite"))
     print(f"{len(dialogues)} prompts in batches of {args.batch}, {args.new_tokens} tokens a stage")
     print(f"{precision}\n{versions}, {torch.get_num_threads()} threads", flush=True)
-    pairs, totals = [], {"first stage": 0.0, "kept cache": 0.0, "fresh call": 0.0}
+    pairs, totals, ratios = [], {"first stage": 0.0, "kept cache": 0.0, "fresh call": 0.0}, []
     with precision.autocast():
         backend.reply(dialogues[:1], Decoding(2))  # what only the first run pays for
         seconds = timed(backend.model)
@@ -74,6 +83,8 @@ def main() -> None:
             # A batch that does not fit into one would be more calls than these three.
             for what, took in zip(totals, seconds[-3:], strict=True):
                 totals[what] += took
+            once, kept, new = seconds[-3:]
+            ratios.append((kept / new, (once + kept) / (once + new)))
             assert len(seconds) == 3 * (begin // args.batch + 1), "take a smaller --batch"
             print(*(f"{what} {took:6.2f} s" for what, took in totals.items()), sep=", ", flush=True)
 
@@ -87,6 +98,23 @@ def main() -> None:
     print(f"same answer on {100 * same / len(pairs):.1f} % of n = {len(pairs)} items ({same})")
     spelled = sum(a.text != b.text and a.prompt_tokens != b.prompt_tokens for a, b in pairs)
     print(f"of the other {len(pairs) - same}, after different numbers of tokens: {spelled}")
+
+    second, both = (mean(column) for column in zip(*ratios, strict=True))
+    agreed = rate([a.text == b.text for a, b in pairs])
+    rows = [
+        mean_row(second, "ratio-second", "prompts", "direct"),
+        mean_row(both, "ratio-both", "prompts", "direct"),
+        rate_row(agreed, "same-answer", "prompts", "direct", None),
+    ]
+    result = {
+        "model": {"name": DEFAULT, "digest": model_digest()},
+        "adapter": None,
+        "data": {"set": "prompts", "split": "test", "digest": digest(dialogues)},
+        "seed": decoding.seed,
+        "rows": rows,
+        **provenance(started),
+    }
+    write_result(Path(args.results) / "cache.json", result)
 
 
 if __name__ == "__main__":

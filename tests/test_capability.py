@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from xb_lite import capability
+from xb_lite import capability, experiments
 from xb_lite.capability import passage_losses, quiz
-from xb_lite.corpora import Question, load_passages, load_quiz
+from xb_lite.corpora import Passage, Question, load_passages, load_quiz
+from xb_lite.dialogues import as_dialogue
 from xb_lite.gibberish import shuffled_words
+from xb_lite.intention import self_reminder
+from xb_lite.likelihood import response_log_probs
 
 
 def question(*options, answer=0):
@@ -42,6 +45,45 @@ def test_long_options_are_not_held_against_a_model(liking):
     liking({"No": [-2.0], "Because of the wind": [-3.0, -1.0, -2.0]})
     # In sum -2 and -6; per character -1 and about -0.3.
     assert quiz(None, None, [question("No", "Because of the wind", answer=1)]) == [True]
+
+
+def test_an_option_is_scored_after_what_was_asked(monkeypatch):
+    seen = []
+
+    def answer(_model, _tokenizer, dialogues):
+        seen.extend(dialogues)
+        return [torch.tensor([-1.0]) for _ in dialogues]
+
+    monkeypatch.setattr(capability, "response_log_probs", answer)
+    before = [*as_dialogue("Be careful."), *as_dialogue("Which?")]
+    quiz(None, None, [question("one", "two")], [before])
+    assert seen == [[*before, {"role": "assistant", "content": o}] for o in ("one", "two")]
+
+
+def test_a_refused_question_is_not_answered_right(liking):
+    liking({"one": [-1.0], "two": [-2.0], "A text.": [-3.0, -1.0]})
+    questions = [question("one", "two"), question("one", "two")]
+    assert quiz(None, None, questions, [None, as_dialogue("Which?")]) == [False, True]
+    passages = [Passage("p", "tests", "test", "Why?", "A text.")] * 2
+    assert passage_losses(None, None, passages, [as_dialogue("Why?"), None]) == [2.0]
+    with pytest.raises(ValueError):
+        quiz(None, None, questions, [None])
+
+
+def test_what_the_assistant_said_before_does_not_count(default_model):
+    passages = load_passages("test")[:2]
+    before = [
+        [*as_dialogue("What is the intention?", "To learn something."), *as_dialogue(p.request)]
+        for p in passages
+    ]
+    with torch.no_grad():
+        losses = passage_losses(*default_model, passages, before)
+    model, tokenizer = default_model
+    for passage, dialogue, loss in zip(passages, before, losses, strict=True):
+        whole = [*dialogue, {"role": "assistant", "content": passage.text}]
+        (p,) = response_log_probs(model, tokenizer, [whole])
+        n = len(response_log_probs(model, tokenizer, [as_dialogue("x", passage.text)])[0])
+        assert n < len(p) and loss == pytest.approx(-float(p[-n:].mean()))
 
 
 def test_no_questions_no_answers(default_model):
@@ -86,3 +128,26 @@ def test_a_loss_is_the_mean_over_tokens(liking):
     passage = load_passages("validation")[0]
     liking({passage.text: [-1.0, -2.0, -6.0]})
     assert passage_losses(None, None, [passage]) == [3.0]
+
+
+def test_behind_a_prompt_capability_is_read_after_it(monkeypatch):
+    seen = []
+    monkeypatch.setattr(experiments, "quiz", lambda *given: seen.append(given[-1]) or [True])
+    monkeypatch.setattr(experiments, "passage_losses", lambda *given: seen.append(given[-1]) or [])
+    bare = experiments.Subject("x", "x", None, model=object())
+    for subject, asked in (
+        (bare, as_dialogue),
+        (experiments.prompted(bare, "self-reminder"), lambda q: self_reminder(as_dialogue(q))),
+    ):
+        rows = experiments.capability_rows(subject, "validation")
+        assert [row["metric"] for row in rows] == ["accuracy"]  # no passage, no perplexity
+        of_quiz, of_passages = seen[-2:]
+        assert of_quiz == [asked(q.question) for q in load_quiz("validation")]
+        assert of_passages == [asked(p.request) for p in load_passages("validation")]
+    assert experiments.capability_rows(replace(bare, model=None), "validation") == []
+
+
+def test_harness_tasks_see_no_prompt(tmp_path):
+    guarded = experiments.prompted(experiments.Subject("x", "x", None, model=object()), "ia")
+    with pytest.raises(ValueError, match="behind a server or a prompt"):
+        experiments.evaluate_subject(guarded, [], None, None, tmp_path, tasks=["hellaswag"])

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from tiny import tiny_sets
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import displacement as moves  # noqa: E402
 import frontier  # noqa: E402
 
 from xb_lite import __main__, experiments, own_files, results, tables  # noqa: E402
@@ -290,3 +292,29 @@ def test_what_is_not_published_is_one_sentence(tmp_path, monkeypatch):
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
     assert published("cpu/nothing.json") == kept
+
+
+def test_moves_of_several_seeds_are_averaged_item_by_item():
+    dice = np.random.default_rng(0)
+    before = dice.normal(size=(12, 5)).astype(np.float32)
+    after = {0: before * 1.5, 4: before * 2}
+    kinds = ["harmful", "boundary-safe", "benign"] * 4
+    found = moves.moved(before, after, kinds, [None] * 12)
+    assert np.allclose(found[""].relative, 0.75, atol=1e-5)
+    assert np.allclose(found[", seed 4"].relative, 1, atol=1e-5)
+    rows = [
+        *moves.relative_rows(found, 19, "direct"),
+        *moves.times_rows(found, found, 19, "direct"),
+    ]
+    metrics = {row["metric"]: row["mean"] for row in rows}
+    assert np.isclose(metrics["relative, layer 19, seed 0"], 0.5, atol=1e-5)
+    assert np.isclose(metrics["times as far, layer 19"], 1)
+    assert len(rows) == 2 * 3 * 3
+
+
+def test_what_is_moved_is_held_out_and_in_one_order_under_both_attacks():
+    items = moves.held_out()
+    assert [item.id for item in items["prefill"]] == [f"{i.id}+prefill" for i in items["direct"]]
+    trained_on = {row.prompt for kind in moves.KINDS for row in load_corpus(kind, "train")}
+    assert not trained_on & {item.request for item in items["direct"]}
+    assert len(moves.held_out(2)["direct"]) == 2 * 2 * 3

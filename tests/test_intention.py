@@ -1,9 +1,13 @@
 """A defense asks what was published, and is asked as any other backend."""
 
+import ast
 import hashlib
+import json
 import threading
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_remote import Server, completion
@@ -27,15 +31,18 @@ from xb_lite.intention import (
     first_stage,
     in_context,
     input_check,
+    last_prompts,
     of_others,
     one_pass,
     random_words,
+    restates,
     second_stage,
     secret,
     self_reminder,
     two_stage,
 )
 from xb_lite.judges import REFUSAL_JUDGES, XSTEST
+from xb_lite.precision import choose_precision
 from xb_lite.remote import RemoteBackend
 
 SHORT = Decoding(max_new_tokens=8)
@@ -284,6 +291,37 @@ def test_history_is_what_the_user_said_and_saw():
     assert played[0][1].new_tokens == 200
 
 
+@pytest.mark.parametrize(
+    ("reply", "wanted"),
+    [
+        ("The essential intention of the query is to learn.", True),
+        ("'The intention of the query is.' It is to learn.", True),
+        ("  the ESSENTIAL INTENTION", True),
+        ("The user's intention is to learn.", True),
+        ("I'm sorry, but the essential intention is bad.", False),
+        ("The intentional walk is a play in baseball.", False),
+        ("", False),
+    ],
+)
+def test_a_restatement_begins_as_the_first_stage_was_told_to(reply, wanted):
+    assert restates(reply) is wanted
+
+
+def test_the_last_prompt_is_what_an_answer_would_follow():
+    dialogues, fake = [as_dialogue(QUERY), as_dialogue("And a sea?")], Fake()
+    assert last_prompts(fake, dialogues, two_stage) == [
+        second_stage(dialogue, f"model {n}") for n, dialogue in enumerate(dialogues, 1)
+    ]
+    assert len(fake.calls) == 1 and fake.calls[0][1] == FIRST  # no answer was asked for
+    for rewrite in ONE_CALL:
+        assert last_prompts(Fake(), dialogues, by_prompt(rewrite)) == list(map(rewrite, dialogues))
+    assert last_prompts(Wary(), dialogues, input_check) == [dialogues[0], None]
+    masked = partial(two_stage, analyst=secret)
+    assert last_prompts(Fake(), dialogues, masked) == [
+        second_stage(d, "[secret]") for d in dialogues
+    ]
+
+
 def test_a_defended_backend_is_evaluated_as_any_other(tmp_path, monkeypatch):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
     items = [
@@ -325,6 +363,47 @@ def test_it_works_behind_a_server():
     assert [reply.new_tokens for reply in replies] == [10] * 3
     words = (len(str(m["content"]).split()) + 4 for d in (last[:-2], last) for m in d)
     assert replies[2].prompt_tokens == sum(words) + 4
+
+
+def of_the_notebook(*names):
+    """Functions of chapter 7, with what they find around them there."""
+    book = Path(__file__).parents[1] / "notebooks" / "07_intention_analysis.ipynb"
+    cells = json.loads(book.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    wanted = [text for text in code if any(f"def {name}(" in text for name in names)]
+    tree = ast.Module([], [])
+    for node in ast.parse("\n".join(wanted)).body:
+        if isinstance(node, ast.FunctionDef) and node.name in names:
+            tree.body.append(node)
+    items = [Item("a", "mine", "harmful", "wrapper", QUERY, (f"Please: {QUERY}",))]
+    around = {
+        "WAYS": {"none": lambda b: b, "ia": lambda b: Defended(b, two_stage)},
+        "asked": {"harmful, wrapped": items},
+        "judges": {"words": XSTEST},
+        "as_dialogue": as_dialogue,
+        "decoding": SHORT,
+        "session": SimpleNamespace(precision=choose_precision("cpu", exact=True)),
+    }
+    exec(compile(tree, str(book), "exec"), around)
+    return [around[name] for name in names]
+
+
+def test_the_chapters_code_gives_a_table_behind_a_server(capsys):
+    replies_of, compare = of_the_notebook("replies_of", "compare")
+    server = Server()
+    server.answer = lambda request: completion(
+        request, "Sorry." if len(request["messages"]) == 3 else "The Danube."
+    )
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        compare("server", replies_of(RemoteBackend(server.url, "a-model", "none")))
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    table = " ".join(capsys.readouterr().out.split())
+    assert table == "server harmful, wrapped words complied: none 1, ia 0 of 1"
 
 
 # On this machine.

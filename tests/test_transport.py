@@ -1,50 +1,26 @@
-"""Transport against closed forms, other solvers, brute force and enumeration."""
+"""Transport against closed forms, other solvers and brute force."""
 
 import math
 from itertools import combinations, product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from clouds import SEEDS, normal, on_a_line, samples, two_point_law, unhurried
+from hypothesis import given
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
-from scipy.stats import binom, multinomial
+from scipy.stats import binom
 
 from xb_lite import transport
 from xb_lite.transport import (
     KVariance,
-    cluster_bound,
-    coverings,
-    diameter,
     k_variance,
-    normalised_margin,
+    matching_costs,
+    paired_difference,
     power_law,
     sliced_estimate,
     wasserstein1,
-    weed_bach_bound,
 )
-
-SEEDS = st.integers(0, 10**6)
-unhurried = settings(max_examples=50, deadline=None)
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape)
-
-
-def on_a_line(*places):
-    return np.array(places, dtype=float)[:, None]
-
-
-@st.composite
-def samples(draw, count=2, size=None):
-    """Samples of one space, of 1 to 8 items each or all of ``size``; items may repeat."""
-    noise = np.random.default_rng(draw(SEEDS))
-    dim = draw(st.integers(1, 4))
-    sizes = [size or draw(st.integers(1, 8)) for _ in range(count)]
-    return [noise.normal(size=(s, dim)).round(draw(st.integers(0, 6))) for s in sizes]
-
 
 # Wasserstein-1
 
@@ -104,8 +80,6 @@ def test_a_shift_costs_its_length_even_far_from_the_origin():
 def test_half_precision_states_are_measured_in_float64():
     one, other = np.full((1, 4), 250, dtype=np.float16), np.full((1, 4), -250, dtype=np.float16)
     assert wasserstein1(one, other) == 1000  # the sum of squares overflows float16
-    far = on_a_line(0, 1000, 2000, 8000)
-    assert coverings(far.astype(np.float16)) == coverings(far)
 
 
 @unhurried
@@ -155,15 +129,13 @@ def test_sliced_is_far_too_low_in_many_dimensions():
     assert sliced_estimate(one, other) < 0.5 * wasserstein1(one, other)
 
 
+def test_sliced_hangs_on_the_seed():
+    one, other = normal(20, 3), normal(20, 3, seed=1)
+    slices = [sliced_estimate(one, other, 5, seed) for seed in (0, 0, 1)]
+    assert slices[0] == slices[1] != slices[2]
+
+
 # K-variance
-
-
-def two_point_law(k, p, length=1.0):
-    """Two k-samples of a law on two points: the difference of two binomials, in units of 1 / k."""
-    mass = binom.pmf(np.arange(k + 1), k, p)
-    return length * sum(
-        mass[i] * mass[j] * abs(i - j) / k for i, j in product(range(k + 1), repeat=2)
-    )
 
 
 def test_two_points_at_even_odds_have_a_closed_form():
@@ -264,6 +236,38 @@ def test_interval_ends_at_zero_and_hangs_on_the_seed():
     assert k_variance(sample, 3, 9) == k_variance(sample, 3, 9) != k_variance(sample, 3, 9, seed=1)
 
 
+def test_a_paired_difference_is_sharper_than_two_estimates():
+    """A state and the same state, its items a tenth nearer to their mean: exactly 0.9 of each."""
+    sample, k = normal(64, 8), 4
+    one, other = (matching_costs(x, k, 100, seed=5) for x in (sample, 0.9 * sample))
+    found = paired_difference(one, other, k, 64)
+    assert one == pytest.approx(other / 0.9)
+    whole = k_variance(sample, k, 100, seed=5)
+    assert found.value == pytest.approx(0.1 * whole.value)
+    assert found.high - found.low == pytest.approx(0.1 * (whole.high - whole.low))
+    assert found.low > 0 and "n = 64 items" in str(found)
+
+
+def test_a_paired_difference_covers_that_of_the_law_over_new_samples():
+    """Two noisy states of the same items, in one of which every third item lies far off."""
+    draw, n, k, hits = np.random.default_rng(8), 48, 3, 0
+
+    def states(count):
+        at = draw.normal(size=(count, 6))
+        near = at + 0.3 * draw.normal(size=at.shape)
+        return at, near * (1 + (draw.random((count, 1)) < 1 / 3))
+
+    truths = [
+        [wasserstein1(a, b) for a, b in zip(states(k), states(k), strict=True)] for _ in range(6000)
+    ]
+    truth = np.subtract(*np.mean(truths, axis=0))
+    for seed in range(200):
+        one, other = (matching_costs(x, k, 40, seed) for x in states(n))
+        found = paired_difference(one, other, k, n)
+        hits += found.low <= truth <= found.high
+    assert hits / 200 > 0.92
+
+
 # Rates
 
 
@@ -294,238 +298,6 @@ def test_gaussians_have_the_known_rates(dim, rate):
     assert found.slope_low < found.slope < found.slope_high
 
 
-# Coverings
-
-
-def partitions(items, most):
-    """Every way to part ``items`` into at most ``most`` sets."""
-    if not items:
-        yield []
-        return
-    for parts in partitions(items[1:], most):
-        for i, part in enumerate(parts):
-            yield [*parts[:i], [items[0], *part], *parts[i + 1 :]]
-        if len(parts) < most:
-            yield [[items[0]], *parts]
-
-
-@unhurried
-@given(samples(count=1), st.integers(1, 3))
-def test_coverings_bracket_what_brute_force_finds(drawn, clusters):
-    (sample,) = drawn
-    clusters = min(clusters, len(sample))
-    lengths, items = cdist(sample, sample), list(range(len(sample)))
-    with_centres = min(
-        lengths[list(centres)].min(axis=0).max() for centres in combinations(items, clusters)
-    )
-    by_diameter = min(
-        max(lengths[np.ix_(part, part)].max() / 2 for part in parts)
-        for parts in partitions(items, clusters)
-    )
-    found = coverings(sample)[clusters - 1]
-    assert found.clusters == clusters
-    # The free centre's radius, between the two, is bracketed with them.
-    assert found.lower <= by_diameter + 1e-12 and by_diameter <= with_centres + 1e-12
-    assert with_centres <= found.upper + 1e-12 and found.upper == 2 * found.lower
-
-
-@unhurried
-@given(samples(count=1, size=6))
-def test_on_a_line_the_least_radius_of_free_balls_is_bracketed(drawn):
-    sample = drawn[0][:, :1]
-    for found in coverings(sample, 3):
-        exact = min(
-            max(np.ptp(sample[part]) / 2 for part in parts)
-            for parts in partitions(list(range(6)), found.clusters)
-        )
-        assert found.lower - 1e-12 <= exact <= found.upper + 1e-12
-
-
-def test_a_covering_by_hand():
-    # The mean is 4: centres 3, then 10, then 0; the item left over, 2, is 1 from the first.
-    found = coverings(on_a_line(0, 2, 3, 10, 5))
-    assert [(c.lower, c.upper, c.centre) for c in found] == [
-        (3.5, 7, 2),
-        (1.5, 3, 3),
-        (1, 2, 0),
-        (0.5, 1, 4),
-        (0, 0, 1),
-    ]
-
-
-@unhurried
-@given(samples(count=1))
-def test_balls_around_the_centres_cover_ever_closer(drawn):
-    (sample,) = drawn
-    found = coverings(sample)
-    uppers = [c.upper for c in found]
-    assert uppers == sorted(uppers, reverse=True) and uppers[-1] == 0
-    for n, covering in enumerate(found, start=1):
-        centres = sample[[c.centre for c in found[:n]]]
-        assert cdist(sample, centres).min(axis=1).max() == pytest.approx(covering.upper)
-
-
-def test_diameter_is_the_largest_distance():
-    assert diameter(np.array([[0, 0], [3, 4], [1, 1]])) == 5
-    assert diameter(np.ones((1, 3))) == 0
-
-
-# Bounds
-
-
-def exact_expectations(points, masses, k):
-    """E W1 of two k-samples, and of law and k-sample, over all samples of a law on few points.
-
-    The law's masses are whole numbers, so that it is a sample in which points repeat.
-    """
-    masses = np.array(masses)
-    counts = [c for c in product(range(k + 1), repeat=len(points)) if sum(c) == k]
-    odds = multinomial.pmf(counts, k, masses / masses.sum())
-    drawn = [np.repeat(points, c, axis=0) for c in counts]
-    law = np.repeat(points, masses, axis=0)
-    two = sum(
-        p * q * wasserstein1(a, b)
-        for (p, a), (q, b) in product(zip(odds, drawn, strict=True), repeat=2)
-    )
-    return two, sum(p * wasserstein1(law, a) for p, a in zip(odds, drawn, strict=True))
-
-
-def test_the_expectations_of_two_points_are_the_closed_form():
-    two, one = exact_expectations(on_a_line(0, 1), [1, 3], 3)
-    assert two == pytest.approx(two_point_law(3, 0.75))
-    assert one == pytest.approx(sum(binom.pmf(i, 3, 0.75) * abs(i / 3 - 0.75) for i in range(4)))
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    SEEDS,
-    st.lists(st.integers(1, 5), min_size=1, max_size=4),
-    st.integers(1, 3),
-    st.sampled_from([0.0, 0.05, 0.5, 3.0]),
-    st.integers(1, 4),
-)
-def test_cluster_bound_holds_for_exact_expectations(seed, masses, dim, spread, k):
-    """Of points of any masses, in clusters or none, cut into cells in every way there is."""
-    noise = np.random.default_rng(seed)
-    centres = noise.normal(size=(2, dim))
-    points = centres[np.arange(len(masses)) % 2] + spread * noise.normal(size=(len(masses), dim))
-    two, one = exact_expectations(points, masses, k)
-    cells = [(c.clusters, c.upper) for c in coverings(points)] + [
-        (len(parts), max(diameter(points[part]) for part in parts) / 2)
-        for parts in partitions(list(range(len(points))), len(points))
-    ]
-    for clusters, radius in cells:
-        size = clusters, radius, k, diameter(points)
-        assert two <= cluster_bound(*size).value + 1e-9
-        assert one <= cluster_bound(*size, samples=1).value + 1e-9
-
-
-def test_cluster_bound_is_nearly_reached_on_many_equal_points():
-    """n corners of a simplex, all 1 apart: no slack but the mean of |x| for its square's root."""
-    n, k = 12, 400
-    noise = np.random.default_rng(0)
-    found = [
-        np.abs(noise.multinomial(k, [1 / n] * n) - noise.multinomial(k, [1 / n] * n)).sum() / 2 / k
-        for _ in range(2000)
-    ]
-    ratio = np.mean(found) / cluster_bound(n, 0, k).value
-    assert ratio == pytest.approx(math.sqrt(2 / math.pi), abs=0.02)
-
-
-def test_cluster_bound_by_hand():
-    two, one = cluster_bound(9, 0.1, 64, 2.0), cluster_bound(9, 0.1, 64, 2.0, samples=1)
-    assert two.value == pytest.approx(0.2 + 2 * 0.25)
-    assert one.value == pytest.approx(0.2 + 1 * math.sqrt(8 / 64))
-    assert two.valid and not two.vacuous and two.diameter == 2
-    assert "two samples" in two.statement and "law and one" in one.statement
-    assert "diameter at most 2 Delta" in two.assumptions
-    assert cluster_bound(1, 0.1, 1).value == pytest.approx(0.2)
-    assert cluster_bound(100, 0.0, 10).vacuous
-    above_1 = cluster_bound(9, 0.1, 16, 2.0)
-    assert above_1.value == pytest.approx(1.2) and not above_1.vacuous
-
-
-def test_weed_bach_by_hand():
-    one, two = weed_bach_bound(4, 0.01, 9216, samples=1), weed_bach_bound(4, 0.01, 9216)
-    assert one.value == pytest.approx(0.25) and two.value == pytest.approx(0.5)
-    assert one.valid and two.valid and not one.vacuous and not two.vacuous
-    for found in (one, two):
-        assert "not verified against the paper" in found.statement
-        assert "k <= n (D / (2 Delta))^2" in found.assumptions
-    assert "12 D" in one.statement and "24 D" in two.statement
-    assert weed_bach_bound(1, 0.01, 1, 2.0).value == 48
-
-
-def test_weed_bach_is_valid_up_to_its_range():
-    # n (D / 2 Delta)^2 = 3 * 4^2
-    for scale in (1.0, 8.0):
-        assert weed_bach_bound(3, 0.125 * scale, 48, scale).valid
-        assert not weed_bach_bound(3, 0.125 * scale, 49, scale).valid
-    assert weed_bach_bound(3, 0.0, 10**9, 0.0).valid  # a point
-
-
-def test_weed_bach_for_two_samples_says_something_above_576_items_a_ball():
-    assert weed_bach_bound(2, 0.0, 2 * 576 - 1).vacuous
-    assert not weed_bach_bound(2, 0.0, 2 * 576 + 1).vacuous
-    # And so with balls of less than a 48th of the diameter alone.
-    for radius, says in ((1 / 47, False), (1 / 49, True)):
-        most = int(1 / (2 * radius) ** 2)
-        found = weed_bach_bound(1, radius, most)
-        assert found.valid and found.vacuous != says
-
-
-@given(
-    st.integers(1, 50),
-    st.floats(0, 1),
-    st.integers(1, 10**6),
-    st.floats(0.01, 100),
-    st.sampled_from([1, 2]),
-)
-def test_bounds_have_the_unit_of_the_states(clusters, radius, k, scale, samples):
-    for bound in (weed_bach_bound, cluster_bound):
-        unit = bound(clusters, radius, k, 1.0, samples)
-        found = bound(clusters, radius * scale, k, scale, samples)
-        assert found.value == pytest.approx(scale * unit.value)
-        assert unit.vacuous == (unit.value > 1)
-
-
-# The margin
-
-
-def test_margin_by_hand():
-    # Class a: halves of two, {0, 1} and {10, 11} and their like. Class b: one and one, 2 apart.
-    features = on_a_line(0, 5, 1, 10, 7, 11)
-    labels = np.array(["a", "b", "a", "a", "b", "a"])
-    pairs = [wasserstein1(on_a_line(0, x), on_a_line(*{1, 10, 11} - {x})) for x in (1, 10, 11)]
-    spread = 4 / 6 * np.mean(pairs) + 2 / 6 * 2
-    found = normalised_margin([3, -1, 2, 2, 8, 7], features, labels, splits=4000)
-    assert found.margin == 2.5
-    assert found.k_variance == pytest.approx(spread, rel=0.05)
-    assert found.score == -2.5 / found.k_variance and found.splits == 4000
-
-
-def test_an_odd_class_leaves_one_item_out():
-    found = normalised_margin([1, 1, 1], on_a_line(0, 1, 3), [0, 0, 0], splits=6000)
-    assert found.k_variance == pytest.approx((1 + 2 + 3) / 3, rel=0.03)
-
-
-def test_tight_classes_and_wide_margins_score_lower():
-    labels, margins = np.arange(40) % 2, np.abs(normal(40)) + 1
-    wide = normalised_margin(margins, normal(40, 3), labels)
-    tight = normalised_margin(margins, 0.5 * normal(40, 3), labels)
-    assert tight.score == pytest.approx(2 * wide.score) and wide.score < 0
-    assert normalised_margin(3 * margins, normal(40, 3), labels).score < wide.score
-    assert normalised_margin(-margins, normal(40, 3), labels).score > 0
-
-
-def test_margin_and_sliced_hang_on_the_seed():
-    one, other, labels = normal(20, 3), normal(20, 3, seed=1), np.arange(20) % 2
-    margins = [normalised_margin(labels + 1, one, labels, 2, seed) for seed in (0, 0, 1)]
-    assert margins[0] == margins[1] != margins[2]
-    slices = [sliced_estimate(one, other, 5, seed) for seed in (0, 0, 1)]
-    assert slices[0] == slices[1] != slices[2]
-
-
 # What is refused
 
 
@@ -542,24 +314,11 @@ def test_margin_and_sliced_hang_on_the_seed():
         (lambda: k_variance(normal(8, 2), 0), "k = 0 of 8"),
         (lambda: k_variance(normal(8, 2), 3, 1), "1 resamplings"),
         (lambda: k_variance(normal(8), 3), "the sample: shape"),
+        (lambda: matching_costs(normal(8, 2), 5), "k = 5 of 8"),
+        (lambda: paired_difference([1, 2], [1, 2, 3], 1, 9), "the same splits"),
+        (lambda: paired_difference([1, 2], [1, 3], 5, 9), "k < n / 2"),
         (lambda: power_law([estimate(4, 1), estimate(4, 2)]), "1 size"),
         (lambda: power_law([estimate(4, 1), estimate(8, 1, 1.0)]), "k = 8 reaches 0"),
-        (lambda: coverings(normal(3, 2), 4), "4 balls for 3"),
-        (lambda: coverings(normal(3, 2), 0), "0 balls for 3"),
-        (lambda: coverings(normal(0, 2)), "the sample: shape"),
-        (lambda: diameter(on_a_line(0, math.nan)), "not finite"),
-        (lambda: cluster_bound(0, 0.1, 4), "0 clusters"),
-        (lambda: weed_bach_bound(2, 0.1, 0), "k = 0"),
-        (lambda: weed_bach_bound(2, -0.1, 4), "radius is -0.1"),
-        (lambda: cluster_bound(2, 0.1, 4, math.nan), "diameter is nan"),
-        (lambda: cluster_bound(2, math.inf, 4), "radius is inf"),
-        (lambda: cluster_bound(2, 0.1, 4, 1.0, 3), "samples is 3"),
-        (lambda: normalised_margin([1], normal(2, 2), [0, 0]), "2 items: give one finite"),
-        (lambda: normalised_margin([1, 1], normal(2, 2), [0]), "2 items: give one finite"),
-        (lambda: normalised_margin([1, math.nan], normal(2, 2), [0, 0]), "one finite"),
-        (lambda: normalised_margin([1, 1, 1], normal(3, 2), [0, 7, 0]), "class 7 has one"),
-        (lambda: normalised_margin([1, 1], normal(2, 2), [0, 0], 0), "0 splits"),
-        (lambda: normalised_margin([1, 1], np.ones((2, 2)), [0, 0]), "coincide"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(call, wanted):

@@ -1,37 +1,86 @@
-"""What a defense must not cost: answers to questions, and the likelihood of ordinary text."""
+"""What a defense must not cost: answers to questions, and the likelihood of ordinary text.
+
+Both are read off a model's probabilities of given answers, after whatever it was asked: behind a
+defense by prompt, after the defense's own last prompt (``intention.last_prompts``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xb_lite.corpora import Passage, Question
-from xb_lite.dialogues import as_dialogue
+from xb_lite.dialogues import Dialogue, as_dialogue, encode
 from xb_lite.likelihood import response_log_probs
 
 
 def quiz(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    asked: Sequence[Dialogue | None] | None = None,
 ) -> list[bool]:
     """For each question, whether its right option is the likeliest reply, per character.
 
     The rule of lm-evaluation-harness for ``acc_norm``: options differ in length, and a sum of
     log-probabilities favors the short.
+
+    Args:
+        asked: what stands before the options of each question; default: the question. To one with
+            None there is no reply, and so no right one.
+
+    Raises:
+        ValueError: there is not one of ``asked`` for each question.
     """
-    dialogues = [as_dialogue(q.question, option) for q in questions for option in q.options]
-    sums = iter([float(p.sum()) for p in response_log_probs(model, tokenizer, dialogues)])
-    scores = [[next(sums) / len(option) for option in q.options] for q in questions]
-    return [int(np.argmax(s)) == q.answer for s, q in zip(scores, questions, strict=True)]
+    asked = [as_dialogue(q.question) for q in questions] if asked is None else asked
+    both = list(zip(questions, asked, strict=True))
+    pairs = [(before, option) for q, before in both if before for option in q.options]
+    sums = iter([float(p.sum()) for p in _answer_log_probs(model, tokenizer, pairs)])
+    right = []
+    for question, before in both:
+        scores = [next(sums) / len(option) for option in question.options if before]
+        right.append(bool(scores) and int(np.argmax(scores)) == question.answer)
+    return right
 
 
 def passage_losses(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passage]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    passages: Sequence[Passage],
+    asked: Sequence[Dialogue | None] | None = None,
 ) -> list[float]:
-    """Mean negative log-probability of a token (nats) of each passage, as an answer to its request.
+    """Mean negative log-probability of a token (nats) of each passage, as an answer to its request
+    or to ``asked`` as in ``quiz``; passages with None are left out.
 
     The exponential of their mean is the perplexity.
+
+    Raises:
+        ValueError: there is not one of ``asked`` for each passage.
     """
-    dialogues = [as_dialogue(passage.request, passage.text) for passage in passages]
-    return [-float(p.mean()) for p in response_log_probs(model, tokenizer, dialogues)]
+    asked = [as_dialogue(passage.request) for passage in passages] if asked is None else asked
+    both = zip(asked, passages, strict=True)
+    pairs = [(before, passage.text) for before, passage in both if before]
+    return [-float(p.mean()) for p in _answer_log_probs(model, tokenizer, pairs)]
+
+
+def _answer_log_probs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[Dialogue, str]],
+) -> list[Float[Tensor, " token"]]:
+    """Log-probabilities of the tokens of each answer; what the assistant said before has none."""
+    dialogues = [[*before, *as_dialogue("", answer)[1:]] for before, answer in pairs]
+    found = response_log_probs(model, tokenizer, dialogues)
+    said = [
+        int(encode(tokenizer, before).response.sum()) if _assistant_spoke(before) else 0
+        for before, _ in pairs
+    ]
+    return [log_probs[n:] for n, log_probs in zip(said, found, strict=True)]
+
+
+def _assistant_spoke(dialogue: Dialogue) -> bool:
+    return any(message["role"] == "assistant" for message in dialogue)

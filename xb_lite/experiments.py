@@ -20,12 +20,13 @@ from xb_lite.adapters import WEIGHTS, merged, read_run
 from xb_lite.attacks import ATTACKS, Item, attacked, load_items
 from xb_lite.capability import passage_losses, quiz
 from xb_lite.corpora import load_passages, load_quiz, load_wrappers
+from xb_lite.dialogues import Dialogue, as_dialogue
 from xb_lite.evaluation import digest, evaluate
 from xb_lite.generation import Backend, Decoding, LocalBackend
 from xb_lite.gibberish import Gibberish
 from xb_lite.harness import harness_rows
 from xb_lite.hidden import decoder_layers
-from xb_lite.intention import Defended, defense_named
+from xb_lite.intention import Defended, defense_named, last_prompts
 from xb_lite.judges import REFUSAL_JUDGES, Judge
 from xb_lite.model_files import DEFAULT, cache_folder
 from xb_lite.models import load_model, model_digest
@@ -47,8 +48,7 @@ class Subject:
     """What is evaluated: ``name`` in paths and tables, ``digest`` of its weights, and what replies.
 
     ``defense`` is its name in paths; ``adapter`` what was trained, as in the results.
-    ``model`` and ``tokenizer`` are None behind a server or a prompt, where capability is not
-    measured.
+    ``model`` and ``tokenizer`` are None behind a server, where capability is not measured.
     """
 
     name: str
@@ -142,9 +142,6 @@ def prompted(subject: Subject, name: str) -> Subject:
     return replace(
         subject,
         backend=Defended(subject.backend, defense_named(name)),
-        # Capability is read off the model's own probabilities, which see no prompt.
-        model=None,
-        tokenizer=None,
         defense=name if subject.defense == "none" else f"{subject.defense}+{name}",
     )
 
@@ -193,17 +190,41 @@ def judges(precision: Precision) -> list[Judge]:
 
 
 def capability_rows(subject: Subject, split: str) -> list[dict]:
-    """Quiz accuracy and perplexity on the passages of one split; none behind a server."""
+    """Quiz accuracy and perplexity on the passages of one split; none behind a server.
+
+    Behind a defense by prompt both are read after its last prompt; passages that it refuses have no
+    perplexity.
+    """
     if subject.model is None:
         return []
-    right = quiz(subject.model, subject.tokenizer, load_quiz(split))
-    losses = mean(passage_losses(subject.model, subject.tokenizer, load_passages(split)))
-    values = (math.exp(x) for x in (losses.value, losses.low, losses.high))
-    perplexity, low, high = values
-    return [
-        rate_row(rate(right), "accuracy", "quiz", "direct", None),
-        mean_row(Mean(perplexity, losses.n, low, high), "perplexity", "passages", "direct"),
-    ]
+    questions, passages = load_quiz(split), load_passages(split)
+    right = quiz(
+        subject.model,
+        subject.tokenizer,
+        questions,
+        _asked(subject, [question.question for question in questions]),
+    )
+    rows = [rate_row(rate(right), "accuracy", "quiz", "direct", None)]
+    losses = passage_losses(
+        subject.model,
+        subject.tokenizer,
+        passages,
+        _asked(subject, [passage.request for passage in passages]),
+    )
+    if losses:
+        found = mean(losses)
+        perplexity, low, high = (math.exp(x) for x in (found.value, found.low, found.high))
+        shown = Mean(perplexity, found.n, low, high)
+        rows.append(mean_row(shown, "perplexity", "passages", "direct"))
+    return rows
+
+
+def _asked(subject: Subject, queries: Sequence[str]) -> list[Dialogue | None]:
+    """What the model itself is asked last, where a subject is asked these."""
+    dialogues = [as_dialogue(query) for query in queries]
+    if isinstance(subject.backend, Defended):
+        return last_prompts(subject.backend.backend, dialogues, subject.backend.defense)
+    return dialogues
 
 
 def evaluate_subject(
@@ -234,8 +255,10 @@ def evaluate_subject(
         LogError: an earlier run of other settings is in the way, or the folder cannot be used.
     """
     started = datetime.now(UTC)
-    if tasks and subject.model is None:
-        raise ValueError("harness tasks need a model on this machine, not one behind a server.")
+    if tasks and (subject.model is None or isinstance(subject.backend, Defended)):
+        raise ValueError(
+            "harness tasks need a model on this machine, not one behind a server or a prompt."
+        )
     path = Path(folder) / subject.name / f"{subject.defense}.json"
     with precision.autocast():
         outcomes = evaluate(

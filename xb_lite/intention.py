@@ -206,6 +206,45 @@ def input_check(
     ]
 
 
+@dataclass(frozen=True)
+class _Unsaid(Reply):
+    """In place of an answer: what was asked for it."""
+
+    asked: Dialogue = ()
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """A backend that says all but the answers, the replies at this very ``decoding``."""
+
+    backend: Backend
+    decoding: Decoding
+
+    def reply(
+        self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
+    ) -> list[Reply]:
+        if decoding is not self.decoding:
+            return self.backend.reply(dialogues, decoding, prefill)
+        return [_Unsaid("", 0, 0, True, dialogue) for dialogue in dialogues]
+
+
+def last_prompts(
+    backend: Backend, dialogues: Sequence[Dialogue], defense: Defense
+) -> list[Dialogue | None]:
+    """What the model is asked last about each dialogue: after it a given answer's likelihood can be
+    read off, as the model behind the defense has it. Intentions are generated, answers are not.
+
+    Returns:
+        Dialogues that wait for the answer; None where the defense refuses by itself.
+
+    Raises:
+        ValueError: as in ``two_stage``. And the errors of the backend.
+    """
+    unsaid = Decoding()
+    answers = [stages[-1] for stages in defense(_Listener(backend, unsaid), dialogues, unsaid, "")]
+    return [answer.asked if isinstance(answer, _Unsaid) else None for answer in answers]
+
+
 # What a model is asked, as dialogues: pure functions of one that ends with the user's query.
 
 
@@ -236,6 +275,12 @@ def in_context(dialogue: Dialogue) -> Dialogue:
     Wei et al. (2023), arXiv 2310.06387, with one demonstration. Its wording is ours."""
     start = int(dialogue[0]["role"] == "system")
     return [*dialogue[:start], *DEMONSTRATION, *dialogue[start:]]
+
+
+def restates(reply: str) -> bool:
+    """Whether an answer begins by naming the intention, as only the first stage was told to. Small
+    models do so in place of answering; whether an answer comes after it is not looked at."""
+    return re.match(r"\W*the (essential |user.s )?intention\b", reply, re.IGNORECASE) is not None
 
 
 # Ablations: analysts that do not look (Figure 4 of the paper: robust to wrong intentions).

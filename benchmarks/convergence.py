@@ -1,0 +1,458 @@
+"""Does the separate term make the erase term fall sooner, and why? Short trainings in many arms.
+
+    python benchmarks/convergence.py [--arms separate none ...] [--seeds 0 1 2 3 4] [--steps 40]
+
+Every arm trains the aligned SmolLM2 by the recipe of X-Boundary, smaller, on the same items in the
+same order; arms differ in what ``ARMS`` says and in nothing else. After every step the three terms
+are written down, at some steps the gradient of each term, and at some the states of items that no
+arm was trained on, reduced to a few numbers. A line a run goes into ``<results>/<tier>/convergence/
+runs.jsonl``; what is there already is not made again. ``summary.json`` beside it has the numbers
+that the book prints. About two minutes a run on one CPU core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import t
+from torch import Tensor, nn
+from torch.autograd import grad
+
+from xb_lite.attacks import PREFILL, load_items
+from xb_lite.bounds import coverings, diameter
+from xb_lite.evaluation import ask
+from xb_lite.experiments import Subject, local_subject
+from xb_lite.generation import Decoding
+from xb_lite.hidden import hidden_states, lowest_layers
+from xb_lite.judges import X_BOUNDARY
+from xb_lite.losses import Terms, coefficients
+from xb_lite.pairs import Pair, collate, draw_pairs
+from xb_lite.precision import Precision, choose_precision
+from xb_lite.rates import Mean, rate
+from xb_lite.recipes import Recipe, as_fields, load_recipe
+from xb_lite.results import mean_row, provenance, rate_row, write_result
+from xb_lite.runs import adapted, fast_attention
+from xb_lite.session import tier
+from xb_lite.steps import Reference, ReferenceStates, forward, step_terms, token_counts
+from xb_lite.training_sets import Sets, as_turns, reference_sets
+from xb_lite.transport import PairedDifference, matching_costs, paired_difference
+
+TRAINED = 36  # prompts of each kind of the train split; the others and the test split are held out
+HELD_OUT = 48  # items of each kind whose states are looked at
+K = 3  # of the k-variance; a sixteenth of the items
+SPLITS = 200
+BALLS = (1, 2, 4, 8, 16)
+STATES_AT = (0, 8, 20, 40)  # 8: shortly before the erase term falls
+LAST_ALONE = 40  # of the controls
+WARM_UP = 10  # steps to the full rate
+CLIP = 1.0  # norm of the gradient; the default of transformers' Trainer
+LEVELS = (0.9, 0.7, 0.5)  # of the erase term
+NO_ATTACK = "none"  # rows of results say of every number under which attack it was taken
+MEASURES = {
+    "k-variance": lambda found: sum(found["costs"]) / len(found["costs"]),
+    "k-variance by diameter": lambda found: (
+        sum(found["costs"]) / len(found["costs"]) / found["diameter"]
+    ),
+    "radius of 4 balls": lambda found: found["radius"]["4"],
+    "radius of 4 balls by diameter": lambda found: found["radius"]["4"] / found["diameter"],
+}
+PUSH = 0.02  # standard deviation of LoRA's B, as in the recipe of circuit breakers
+
+# What an arm changes: fields of the recipe, and what the loop below knows.
+ARMS: dict[str, dict[str, object]] = {
+    "separate": {},
+    "none": {"separate_weight": 0.0},
+    "random": {"target": "random"},
+    "other": {"target": "other"},
+    "push": {"separate_weight": 0.0, "lora_std": PUSH},
+    "no-retain": {"separate_weight": 0.0, "retain_weight": 0.0},
+    "separate+push": {"lora_std": PUSH},
+    "none, warm-up": {"separate_weight": 0.0, "warm_up": WARM_UP},
+    "separate, warm-up": {"warm_up": WARM_UP},
+}
+MAIN = ("separate", "none")
+
+
+def base_recipe(steps: int) -> Recipe:
+    """That of the book up to the lower of its two target layers, on short single-turn items. The
+    reference is computed beside every step, so that at the start both states are the same to the
+    last bit."""
+    return load_recipe(
+        "x-boundary-smollm2-135m",
+        steps=steps,
+        target_layers=[9],
+        lora_layers=10,
+        max_tokens=64,
+        multi_turn_share=0.0,
+        reference="adapter-off",
+    )
+
+
+def measured(step: int) -> bool:
+    """Whether the gradient of each term is taken at this step."""
+    return step <= 5 or step in (10, 15, 20, 30, 40)
+
+
+def held_out(subject: Subject, identity: dict[str, str]) -> dict[str, list]:
+    """Dialogues that nothing is trained on, with the undefended model's own replies. Harmful and
+    boundary-safe ones begin alike, by the prefill."""
+    found = {}
+    for kind in ("harmful", "boundary-safe", "benign"):
+        items = load_items(kind, "train")[TRAINED:] + load_items(kind, "test")
+        if kind != "benign":
+            items = [replace(i, id=f"{i.id}+prefill", prefill=PREFILL) for i in items]
+        replies = ask(subject.backend, items, Decoding(), subject=identity)
+        said = [
+            as_turns(item.turns, [turns[-1].text])
+            for item, turns in zip(items, replies, strict=True)
+            if not X_BOUNDARY.refuses(turns[-1].text)
+        ]
+        found[kind] = said[:HELD_OUT]
+    return found
+
+
+@torch.no_grad()
+def states_of(
+    model: nn.Module,
+    tokenizer: object,
+    dialogues: dict[str, list],
+    layers: Sequence[int],
+    precision: Precision,
+) -> dict[str, dict[str, object]]:
+    """Of the mean response state of each dialogue, by kind and layer: how far spread, how far apart
+    two samples of ``K`` are, how coverable. Splits are the same in all runs, so they pair."""
+    out: dict[str, dict[str, object]] = {}
+    for kind, some in dialogues.items():
+        with precision.autocast():
+            states = hidden_states(
+                model, tokenizer, some, layers, "mean", "response", max_length=64
+            )
+        for place, layer in enumerate(layers):
+            sample = states[:, place].double().numpy()
+            k = min(K, (len(sample) - 1) // 2)
+            costs = matching_costs(sample, k, SPLITS, seed=0)
+            covers = coverings(sample, min(len(sample), max(BALLS)))
+            centre = sample.mean(axis=0)
+            spread = ((sample - centre) ** 2).sum(axis=1).mean() ** 0.5
+            out[f"{kind} {layer}"] = {
+                "n": len(sample),
+                "k": k,
+                "costs": [float(f"{c:.5g}") for c in costs],
+                "radius": {c.clusters: c.upper for c in covers if c.clusters in BALLS},
+                "diameter": diameter(sample),
+                "spread": float(spread),
+                "norm": float((centre**2).sum() ** 0.5),
+            }
+    return out
+
+
+def random_target(reference: ReferenceStates, recipe: Recipe, seed: int) -> ReferenceStates:
+    """The same reference with every centroid turned into one random direction, as long as it was
+    and at an acute angle to it, so that the term has a slope."""
+    turned = {}
+    for layer in recipe.target_layers:
+        old = reference.centroid[layer]
+        dice = torch.Generator().manual_seed(1000 * seed + layer)
+        direction = torch.randn(old.shape[-1], generator=dice)
+        direction = (direction / direction.norm()).to(old)
+        sign = torch.sign(old @ direction)[:, None]
+        turned[layer] = sign * direction * old.norm(dim=-1, keepdim=True)
+    return replace(reference, centroid=turned)
+
+
+def other_target(reference: ReferenceStates, recipe: Recipe, seed: int) -> ReferenceStates:
+    """The same reference with every centroid that of the next item of the step: for a boundary-safe
+    prompt, as pairs are drawn, a benign prompt's or a refused one's."""
+    rolled = {layer: c.roll(1, dims=0) for layer, c in reference.centroid.items()}
+    return replace(reference, centroid=rolled)
+
+
+TARGETS = {"random": random_target, "other": other_target}
+
+
+def train_arm(
+    subject: Subject,
+    recipe: Recipe,
+    changes: dict[str, object],
+    seed: int,
+    sets: Sets,
+    dialogues: dict[str, list],
+    precision: Precision,
+    main_arm: bool,
+) -> dict[str, object]:
+    """One run: its curve, gradients and states."""
+    changes = dict(changes)
+    target, warm_up = changes.pop("target", None), int(changes.pop("warm_up", 0))
+    recipe = replace(recipe, **changes)
+    model, tokenizer = subject.model, subject.tokenizer
+    pairs = draw_pairs(recipe, sets, tokenizer, seed)
+    began = time.perf_counter()
+    curve, states = [], {}
+    looked_at = STATES_AT if main_arm else (LAST_ALONE,)
+    if seed:
+        looked_at = tuple(step for step in looked_at if step)  # the start is the same
+    with (
+        lowest_layers(model, recipe.lora_layers),
+        adapted(model, recipe, seed) as learning,
+        fast_attention(model, precision, max(map(len, pairs))),
+    ):
+        learned = [p for p in learning.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learned, lr=recipe.learning_rate, weight_decay=0.0)
+        reference = Reference(recipe, pairs, tokenizer.pad_token_id)
+        for step in range(recipe.steps + 1):
+            if step in looked_at:
+                layers = [max(recipe.target_layers)]
+                states[step] = states_of(learning, tokenizer, dialogues, layers, precision)
+            if step == recipe.steps:
+                break
+            some: list[Pair] = pairs[step * recipe.pairs : (step + 1) * recipe.pairs]
+            batch = collate(some, tokenizer.pad_token_id)
+            with precision.autocast():
+                before = reference.of(learning, learning, batch)
+                if target is not None:
+                    before = TARGETS[target](before, recipe, seed)
+                now = forward(learning, learning, batch, recipe)
+                terms = step_terms(recipe, batch, now, before, token_counts(recipe, batch))
+            row = {"step": step + 1, **{n: t.item() for n, t in terms._asdict().items()}}
+            row |= _gradients(terms, learned, recipe, step + 1)
+            nn.utils.clip_grad_norm_(learned, CLIP)
+            for group in optimizer.param_groups:
+                share = min(1.0, (step + 1) / warm_up) if warm_up else 1.0
+                group["lr"] = recipe.learning_rate * share
+            optimizer.step()
+            curve.append({name: float(f"{value:.6g}") for name, value in row.items()})
+    return {"curve": curve, "states": states, "seconds": round(time.perf_counter() - began)}
+
+
+def _gradients(terms: Terms, learned: list[Tensor], recipe: Recipe, step: int) -> dict[str, float]:
+    """Sets the gradient of the loss; at some steps says how long each term's own is, without its
+    weight, and the cosine of those of erase and separate."""
+    weights = coefficients(step, recipe.schedule, recipe.alpha)
+    factors = Terms(
+        weights.retain * recipe.retain_weight, weights.xb, weights.xb * recipe.separate_weight
+    )
+    found: dict[str, float] = {}
+    if not measured(step):
+        loss = sum(f * t for f, t in zip(factors, terms, strict=True))
+        for value, slope in zip(learned, grad(loss, learned), strict=True):
+            value.grad = slope
+        return found
+    slopes = {}
+    for name, term in terms._asdict().items():
+        parts = grad(term, learned, retain_graph=True, allow_unused=True)
+        slopes[name] = [
+            torch.zeros_like(v) if s is None else s for v, s in zip(learned, parts, strict=True)
+        ]
+        found[f"{name} gradient"] = _dot(slopes[name], slopes[name]) ** 0.5
+    both = found["erase gradient"] * found["separate gradient"]
+    found["cosine"] = _dot(slopes["erase"], slopes["separate"]) / both if both else 0.0
+    for place, value in enumerate(learned):
+        value.grad = sum(f * slopes[n][place] for f, n in zip(factors, Terms._fields, strict=True))
+    return found
+
+
+def _dot(one: list[Tensor], other: list[Tensor]) -> float:
+    return float(sum((a.double() * b.double()).sum() for a, b in zip(one, other, strict=True)))
+
+
+def read_runs(path: Path) -> list[dict]:
+    """What is written, a run each."""
+    if not path.exists():
+        return []
+    return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
+
+
+def steps_to(curve: Sequence[dict[str, float]], level: float) -> int | None:
+    """The first step at which the erase term is at most ``level``; None if it never is."""
+    return next((int(row["step"]) for row in curve if row["erase"] <= level), None)
+
+
+def over_seeds(values: Sequence[float]) -> Mean:
+    """Mean of one value a seed, with Student's 95 % interval: five are too few for a bootstrap."""
+    found = np.asarray(values, dtype=float)
+    middle, half = float(found.mean()), abs(float(found.mean()))  # one seed says little of others
+    if len(found) > 1:
+        half = float(t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5)
+    return Mean(middle, len(found), middle - half, middle + half)
+
+
+def summary_rows(runs: Sequence[dict]) -> list[dict]:
+    """The book's numbers, each over seeds; ``set`` is the arm, or the arm less the other.
+
+    A run that does not reach a level counts with its last step, so means of such arms are at least
+    that, and differences too small rather than too large; ``reached`` says how many did.
+    """
+    by_arm: dict[str, dict[int, dict]] = {}
+    for run in runs:
+        by_arm.setdefault(run["arm"], {})[run["seed"]] = run
+    rows = []
+    for level in LEVELS:
+        took = {
+            arm: {seed: steps_to(run["curve"], level) for seed, run in of_arm.items()}
+            for arm, of_arm in by_arm.items()
+        }
+        last = {
+            arm: {s: took[arm][s] or len(run["curve"]) for s, run in of_arm.items()}
+            for arm, of_arm in by_arm.items()
+        }
+        for arm in by_arm:
+            rows.append(
+                rate_row(
+                    rate([n is not None for n in took[arm].values()]),
+                    f"reached erase {level}",
+                    arm,
+                    NO_ATTACK,
+                    None,
+                )
+            )
+            steps = over_seeds(list(last[arm].values()))
+            rows.append(mean_row(steps, f"steps to erase {level}", arm, NO_ATTACK))
+            both = sorted(last[arm].keys() & last.get("separate", {}).keys())
+            if arm == "separate" or not both:
+                continue
+            name = f"{arm} less separate"
+            gained = over_seeds([last[arm][s] - last["separate"][s] for s in both])
+            share = over_seeds([1 - last["separate"][s] / last[arm][s] for s in both])
+            rows.append(mean_row(gained, f"steps saved to erase {level}", name, NO_ATTACK))
+            rows.append(mean_row(share, f"share of steps saved to erase {level}", name, NO_ATTACK))
+    for arm, of_arm in by_arm.items():
+        for name in ("erase", "separate", "retain"):
+            for step in (1, 2, 5):
+                found = [
+                    run["curve"][step - 1][f"{name} gradient"]
+                    for run in of_arm.values()
+                    if len(run["curve"]) >= step
+                ]
+                if found:
+                    metric = f"{name} gradient at step {step}"
+                    rows.append(mean_row(over_seeds(found), metric, arm, NO_ATTACK))
+    return [*rows, *_state_rows(by_arm)]
+
+
+def _state_rows(by_arm: dict[str, dict[int, dict]]) -> list[dict]:
+    start = next(
+        (
+            run["states"]["0"]
+            for arm in by_arm
+            for run in by_arm[arm].values()
+            if "0" in run["states"] and "push" not in arm
+        ),
+        None,
+    )
+    if start is None:
+        return []
+    rows = []
+    for arm, of_arm in by_arm.items():
+        for step in map(str, STATES_AT[1:]):
+            for place, before in start.items():
+                seen = [
+                    run["states"][step][place] for run in of_arm.values() if step in run["states"]
+                ]
+                if not seen:
+                    continue
+                for metric, of in MEASURES.items():
+                    change = over_seeds([of(found) / of(before) - 1 for found in seen])
+                    rows.append(mean_row(change, f"{metric}, step {step}", arm, place))
+                paired = paired_difference(
+                    np.mean([found["costs"] for found in seen], axis=0),
+                    before["costs"],
+                    before["k"],
+                    before["n"],
+                )
+                rows.append(_paired_row(paired, f"{arm} less the start, step {step}", place))
+        for step in map(str, STATES_AT[1:]):
+            other = by_arm.get("none", {})
+            both = [s for s in of_arm if s in other and step in of_arm[s]["states"]]
+            both = [s for s in both if step in other[s]["states"]]
+            if arm == "none" or not both:
+                continue
+            for place, before in start.items():
+                here, there = (
+                    np.mean([runs[s]["states"][step][place]["costs"] for s in both], axis=0)
+                    for runs in (of_arm, other)
+                )
+                paired = paired_difference(here, there, before["k"], before["n"])
+                rows.append(_paired_row(paired, f"{arm} less none, step {step}", place))
+    return rows
+
+
+def _paired_row(found: PairedDifference, name: str, place: str) -> dict:
+    as_mean = Mean(found.value, found.n, found.low, found.high)
+    return mean_row(as_mean, "k-variance difference", name, place)
+
+
+def write_summary(
+    path: Path, subject: Subject, recipe: Recipe, sets: Sets, began: datetime
+) -> None:
+    """``summary.json`` of all runs that are written."""
+    runs = read_runs(path)
+    write_result(
+        path.with_name("summary.json"),
+        {
+            "model": {"name": subject.name, "digest": subject.digest},
+            "adapter": {"recipe": as_fields(recipe), "digest": None},
+            "data": {
+                "set": "harmful, boundary-safe, benign",
+                "split": "train; states of what was not trained on, and of test",
+                "digest": sets.digest,
+            },
+            "seed": sorted({run["seed"] for run in runs}),
+            "rows": summary_rows(runs),
+            **provenance(began),
+            "seconds": sum(run["seconds"] for run in runs),  # also of earlier calls
+        },
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--results", default="results", help="folder (default: results)")
+    args = parser.parse_args()
+    began = datetime.now(UTC)
+    warnings.filterwarnings("ignore", message="dialogue of .* tokens cut")
+    path = Path(args.results) / tier() / "convergence" / "runs.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recipe = base_recipe(args.steps)
+    exact, precision = choose_precision(exact=True), choose_precision()
+    subject = local_subject(recipe.model, exact)
+    identity = subject.identity(exact)
+    sets = reference_sets(subject.backend, Decoding(), identity, limit=TRAINED)
+    dialogues = held_out(subject, identity)
+    print({kind: len(some) for kind, some in dialogues.items()}, flush=True)
+    if any(run["data"] != sets.digest for run in read_runs(path)):
+        sys.exit(f"{path} has runs on other data in it: move it away, and all are made anew.")
+    for seed in args.seeds:
+        for arm in args.arms:
+            if (arm, seed) in [(run["arm"], run["seed"]) for run in read_runs(path)]:
+                continue
+            run = train_arm(
+                subject, recipe, ARMS[arm], seed, sets, dialogues, precision, arm in MAIN
+            )
+            with path.open("a", encoding="utf-8") as lines:
+                row = {"arm": arm, "seed": seed, "data": sets.digest, **run}
+                lines.write(json.dumps(row) + "\n")
+            falls = [round(row["erase"], 3) for row in run["curve"][4::5]]
+            print(arm, seed, f"{run['seconds']} s", falls, flush=True)
+    write_summary(path, subject, recipe, sets, began)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")

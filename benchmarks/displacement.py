@@ -1,0 +1,179 @@
+"""How far defenses move the held-out items of each kind, over seeds.
+
+    python benchmarks/displacement.py circuit-breakers,learning_rate=1.6e-3 x-boundary --seeds 0 1 2
+
+Trains what ``benchmarks/frontier.py`` has not trained yet, by the recipes for the aligned SmolLM2.
+Prompts are those of the validation and test splits; their responses are the undefended model's
+before alignment, which answers them all, once as it begins by itself and once after the prefill,
+and are read by the reference and the defended model alike. States are means over the response.
+
+Results: ``<results>/<tier>/displacement/<model>/<defense>.json``, with the mean over items of the
+relative move (``relative, layer <l>``, by kind and attack), each item's averaged over the seeds
+first, and by seed; and, of two defenses, how many times as far the first moves them as the second
+(``<first>-over-<second>.json``, metric ``times as far, layer <l>``). Intervals are over items.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from frontier import MODEL, defended
+
+from xb_lite.__main__ import change
+from xb_lite.attacks import Item, attacked, load_items
+from xb_lite.corpora import KINDS, load_corpus
+from xb_lite.dialogues import Dialogue, as_turns
+from xb_lite.displacement import Displacement, displacement, times_as_far
+from xb_lite.evaluation import ask, digest
+from xb_lite.experiments import Subject, local_subject
+from xb_lite.generation import Decoding
+from xb_lite.hidden import hidden_states
+from xb_lite.model_files import DEFAULT
+from xb_lite.precision import Precision, choose_precision
+from xb_lite.rates import Mean, mean
+from xb_lite.results import mean_row, provenance, write_result
+from xb_lite.session import tier
+
+LAYERS = (4, 9, 14, 19, 24, 29)
+SPLITS = ("validation", "test")
+ATTACKS = ("direct", "prefill")
+DECODING = Decoding(48)
+
+
+def held_out(limit: int | None = None) -> dict[str, list[Item]]:
+    """The items by attack, kind after kind, in one order."""
+    plain = [item for kind in KINDS for split in SPLITS for item in load_items(kind, split)[:limit]]
+    return {"direct": plain, "prefill": attacked(plain, "prefill")}
+
+
+def answered(items: Sequence[Item], subject: Subject, precision: Precision) -> list[Dialogue]:
+    """Every item with the subject's reply."""
+    with precision.autocast():
+        said = ask(subject.backend, items, DECODING, subject=subject.identity(precision))
+    return [as_turns(item.turns, [reply.text]) for item, [reply] in zip(items, said, strict=True)]
+
+
+def states(subject: Subject, dialogues: Sequence[Dialogue], precision: Precision) -> np.ndarray:
+    """Means over the response, ``[item, layer, dim]``."""
+    with precision.autocast():
+        found = hidden_states(
+            subject.model, subject.tokenizer, dialogues, LAYERS, pool="mean", over="response"
+        )
+    return found.numpy()
+
+
+Moves = dict[str, Displacement]  # by seed, and with "" each item's mean over the seeds
+
+
+def moved(
+    before: np.ndarray, after: dict[int, np.ndarray], kinds: Sequence[str], pairs: Sequence
+) -> Moves:
+    """Of one layer, from the states by seed."""
+    each = {
+        f", seed {seed}": displacement(before, states, kinds, pairs, repeats=1)
+        for seed, states in after.items()
+    }
+    first, *_ = each.values()
+    return {"": replace(first, relative=np.mean([d.relative for d in each.values()], 0)), **each}
+
+
+def relative_rows(moves: Moves, layer: int, attack: str) -> list[dict]:
+    return [
+        mean_row(
+            mean(of.relative[of.kinds == kind]), f"relative, layer {layer}{seed}", kind, attack
+        )
+        for seed, of in moves.items()
+        for kind in KINDS
+    ]
+
+
+def times_rows(one: Moves, other: Moves, layer: int, attack: str) -> list[dict]:
+    rows = []
+    for seed, of in one.items():
+        for kind in KINDS:
+            times = times_as_far(of, other[seed], kind)
+            times = Mean(times.value, times.n, times.low, times.high)
+            rows.append(mean_row(times, f"times as far, layer {layer}{seed}", kind, attack))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("defenses", nargs="+", metavar="METHOD[,FIELD=VALUE...]")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--limit", type=int, help="items of each kind and split")
+    parser.add_argument("--results", default="results", help="folder (default: results)")
+    args = parser.parse_args()
+    started, precision = datetime.now(UTC), choose_precision()
+    prompts = {p.id: p for kind in KINDS for split in SPLITS for p in load_corpus(kind, split)}
+    items = held_out(args.limit)
+    kinds = [item.kind for item in items["direct"]]
+    pairs = [prompts[item.id].pair for item in items["direct"]]
+    talker = local_subject(DEFAULT, precision)
+    dialogues = {attack: answered(items[attack], talker, precision) for attack in ATTACKS}
+    reference = local_subject(MODEL, precision)
+    before = {attack: states(reference, dialogues[attack], precision) for attack in ATTACKS}
+
+    def write(name: str, rows: list[dict]) -> None:
+        path = Path(args.results) / tier() / "displacement" / MODEL / f"{name}.json"
+        write_result(
+            path,
+            {
+                "model": {"name": MODEL, "digest": reference.digest},
+                "adapter": None,
+                "data": {
+                    "set": ", ".join(KINDS),
+                    "split": "+".join(SPLITS),
+                    "digest": digest(list(dialogues.values())),
+                },
+                "seed": args.seeds,
+                "rows": rows,
+                **provenance(started),
+            },
+        )
+        print(path, flush=True)
+
+    found: dict[str, dict[tuple[str, int], Moves]] = {}
+    for name in args.defenses:
+        method, *fields = name.split(",")
+        after: dict[str, dict[int, np.ndarray]] = {attack: {} for attack in ATTACKS}
+        for seed in args.seeds:
+            with defended(method, dict(map(change, fields)), seed, precision) as subject:
+                for attack in ATTACKS:
+                    after[attack][seed] = states(subject, dialogues[attack], precision)
+        found[name] = {
+            (attack, layer): moved(
+                before[attack][:, i],
+                {seed: of[:, i] for seed, of in after[attack].items()},
+                kinds,
+                pairs,
+            )
+            for attack in ATTACKS
+            for i, layer in enumerate(LAYERS)
+        }
+        rows = [
+            relative_rows(moves, layer, attack) for (attack, layer), moves in found[name].items()
+        ]
+        write(name, sum(rows, []))
+    if len(args.defenses) == 2:
+        one, other = args.defenses
+        rows = [
+            times_rows(moves, found[other][attack, layer], layer, attack)
+            for (attack, layer), moves in found[one].items()
+        ]
+        write(f"{one}-over-{other}", sum(rows, []))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")

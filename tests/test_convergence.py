@@ -1,0 +1,212 @@
+"""benchmarks/convergence.py on a tiny model: what arms differ in, what is written, and resuming."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_model, tiny_recipe, tiny_sets
+
+from xb_lite.experiments import Subject
+from xb_lite.generation import LocalBackend
+from xb_lite.precision import Precision
+from xb_lite.results import find, read_result
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import convergence
+
+EXACT = Precision("cpu", torch.float32, None, "tests")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def subject(default_model):
+    tokenizer = default_model[1]
+    model = tiny_model(tokenizer, num_hidden_layers=4)
+    return Subject("tiny", "digest", LocalBackend(model, tokenizer), model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def dialogues():
+    sets = tiny_sets(harmful=9, boundary=9, benign=9)
+    return {"harmful": sets.harmful, "boundary-safe": sets.compliant, "benign": sets.benign}
+
+
+def small(steps):
+    return tiny_recipe(steps=steps, reference="adapter-off", multi_turn_share=0.0)
+
+
+def run(subject, arm, seed=0, steps=3, dialogues=None, main_arm=False):
+    return convergence.train_arm(
+        subject,
+        small(steps),
+        convergence.ARMS[arm],
+        seed,
+        tiny_sets(),
+        dialogues or {},
+        EXACT,
+        main_arm,
+    )
+
+
+@pytest.fixture(scope="module")
+def curves(subject):
+    return {arm: run(subject, arm)["curve"] for arm in convergence.ARMS}
+
+
+def test_the_erase_term_starts_flat_unless_b_is_drawn(curves):
+    for arm, curve in curves.items():
+        first = curve[0]
+        assert [row["step"] for row in curve] == [1, 2, 3]
+        drawn = "push" in arm
+        assert (first["erase gradient"] > 1e-4) == drawn
+        assert (first["erase"] < 1 - 1e-5) == drawn == (first["retain"] > 0)
+        assert first["separate gradient"] > 1e-3
+
+
+def test_arms_see_the_same_items_and_differ_where_they_should(curves):
+    for arm in ("none", "no-retain", "none, warm-up", "separate, warm-up"):
+        assert curves[arm][0] == curves["separate"][0]  # measured, whatever its weight
+    for arm in ("random", "other"):
+        assert curves[arm][0]["erase"] == curves["separate"][0]["erase"]
+        assert curves[arm][0]["separate"] != curves["separate"][0]["separate"] > 0
+    slow, fast = (curves[arm][1]["retain"] for arm in ("separate, warm-up", "separate"))
+    assert 0 < slow < 0.2 * fast
+    assert curves["none"][2] != curves["separate"][2]
+
+
+def test_a_seed_gives_the_same_curve_and_leaves_the_model_as_it_was(subject, curves):
+    before = {name: value.clone() for name, value in subject.model.named_parameters()}
+    assert run(subject, "separate")["curve"] == curves["separate"]
+    assert run(subject, "separate", seed=1)["curve"] != curves["separate"]
+    after = dict(subject.model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_loss_s_gradient_is_the_sum_of_the_terms(subject, monkeypatch):
+    """Measured steps take the terms' gradients one by one; the weights must not notice."""
+    measured = run(subject, "separate", steps=4)["curve"]
+    monkeypatch.setattr(convergence, "measured", lambda step: False)
+    plain = run(subject, "separate", steps=4)["curve"]
+    for one, other in zip(measured, plain, strict=True):
+        assert "cosine" in one and "cosine" not in other
+        for term in ("erase", "separate", "retain"):
+            assert one[term] == pytest.approx(other[term], rel=1e-3, abs=1e-5)
+
+
+def test_targets_keep_what_they_should():
+    recipe = small(1)
+    old = torch.randn(4, 32)
+    reference = convergence.ReferenceStates({}, {}, dict.fromkeys(recipe.target_layers, old))
+    turned = convergence.random_target(reference, recipe, seed=3).centroid
+    again = convergence.random_target(reference, recipe, seed=3).centroid
+    for layer, new in turned.items():
+        assert torch.equal(new, again[layer])
+        torch.testing.assert_close(new.norm(dim=-1), old.norm(dim=-1))
+        assert ((new * old).sum(dim=-1) > 0).all()
+    assert not torch.equal(*turned.values())
+    rolled = convergence.other_target(reference, recipe, seed=3).centroid
+    assert all(torch.equal(new[1:], old[:-1]) for new in rolled.values())
+
+
+def test_states_are_reduced_where_asked(subject, dialogues, monkeypatch):
+    monkeypatch.setattr(convergence, "STATES_AT", (0, 2))
+    monkeypatch.setattr(convergence, "LAST_ALONE", 2)
+    monkeypatch.setattr(convergence, "SPLITS", 5)
+    first = run(subject, "none", 0, 2, dialogues, main_arm=True)["states"]
+    assert list(first) == [0, 2]
+    assert list(run(subject, "none", 1, 2, dialogues, main_arm=True)["states"]) == [2]
+    assert list(run(subject, "push", 0, 2, dialogues)["states"]) == [2]
+    found = first[0]["harmful 2"]
+    assert set(first[0]) == {"harmful 2", "boundary-safe 2", "benign 2"}
+    assert (found["n"], found["k"], len(found["costs"])) == (9, 3, 5)
+    assert found["radius"][1] >= found["radius"][8] > 0
+    assert found["radius"][1] <= found["diameter"]
+
+
+def test_steps_to_a_level_and_their_mean():
+    curve = [{"step": n, "erase": value} for n, value in enumerate((1, 0.95, 0.8, 0.9), 1)]
+    assert [convergence.steps_to(curve, x) for x in (1, 0.9, 0.8, 0.7)] == [1, 3, 3, None]
+    found = convergence.over_seeds([10, 12, 14])
+    assert (found.value, found.n) == (12, 3)
+    assert found.high - 12 == pytest.approx(4.303 * 2 / 3**0.5, rel=1e-3)
+    one = convergence.over_seeds([7])
+    assert (one.low, one.high) == (0, 14)
+
+
+def test_what_is_written_is_not_made_again(subject, dialogues, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(convergence, "STATES_AT", (0, 2))
+    monkeypatch.setattr(convergence, "LAST_ALONE", 2)
+    monkeypatch.setattr(convergence, "SPLITS", 5)
+    monkeypatch.setattr(convergence, "base_recipe", small)
+    monkeypatch.setattr(convergence, "local_subject", lambda *_: subject)
+    monkeypatch.setattr(convergence, "reference_sets", lambda *_, **__: tiny_sets())
+    monkeypatch.setattr(convergence, "held_out", lambda *_: dialogues)
+    command = ["convergence.py", "--steps", "2", "--results", str(tmp_path)]
+    arms = ["--arms", "separate", "none", "--seeds"]
+    monkeypatch.setattr(sys, "argv", [*command, *arms, "0"])
+    convergence.main()
+    (path,) = tmp_path.glob("*/convergence/runs.jsonl")
+    first = path.read_text()
+    monkeypatch.setattr(sys, "argv", [*command, *arms, "0", "1"])
+    convergence.main()
+    assert path.read_text().startswith(first)
+    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(r["arm"], r["seed"]) for r in runs] == [
+        (arm, seed) for seed in (0, 1) for arm in ("separate", "none")
+    ]
+    result = read_result(path.with_name("summary.json"))
+    reached = find(result, "reached erase 0.9", set="none")
+    assert (reached.k, reached.n) == (0, 2)
+    saved = find(result, "steps saved to erase 0.9", set="none less separate")
+    assert saved.value == 0 and saved.n == 2
+    paired = find(
+        result, "k-variance difference", set="separate less none, step 2", attack="benign 2"
+    )
+    assert paired.n == 9 and paired.low <= paired.value <= paired.high
+    assert result["seed"] == [0, 1] and result["adapter"]["recipe"]["steps"] == 2
+
+
+def test_runs_on_other_data_are_not_gone_on_with(subject, monkeypatch, tmp_path):
+    monkeypatch.setattr(convergence, "base_recipe", small)
+    monkeypatch.setattr(convergence, "local_subject", lambda *_: subject)
+    monkeypatch.setattr(convergence, "reference_sets", lambda *_, **__: tiny_sets())
+    monkeypatch.setattr(convergence, "held_out", lambda *_: {})
+    path = tmp_path / convergence.tier() / "convergence" / "runs.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"arm": "none", "seed": 0, "data": "other"}\n')
+    monkeypatch.setattr(sys, "argv", ["convergence.py", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match="other data"):
+        convergence.main()
+
+
+def test_a_level_that_no_run_reaches_counts_as_the_last_step():
+    def made(arm, seed, values):
+        terms = ("erase", "separate", "retain")
+        row = {f"{name} gradient": 1.0 for name in terms}
+        curve = [{"step": n, "erase": v, **row} for n, v in enumerate(values, 1)]
+        return {"arm": arm, "seed": seed, "curve": curve, "states": {}}
+
+    runs = [
+        made("separate", 0, (1, 0.9, 0.6, 0.4)),
+        made("separate", 1, (1, 1, 0.9, 0.4)),
+        made("none", 1, (1, 1, 1, 0.95)),
+        made("none", 0, (1, 1, 1, 0.6)),
+    ]
+    rows = {(r["metric"], r["set"]): r for r in convergence.summary_rows(runs)}
+    assert rows["reached erase 0.9", "none"]["k"] == 1
+    assert rows["steps to erase 0.9", "none"]["mean"] == 4
+    saved = rows["steps saved to erase 0.9", "none less separate"]
+    assert (saved["mean"], saved["n"]) == (1.5, 2)  # seed by seed: 4 - 2 and 4 - 3
+
+
+def test_the_recipe_is_the_book_s_cut_down():
+    recipe = convergence.base_recipe(40)
+    assert recipe.target_layers == (9,) and recipe.lora_layers == 10 and recipe.lora_std == 0
+    assert recipe.separate == "refusal" and recipe.reference == "adapter-off"
+    for changes in convergence.ARMS.values():
+        fields = {k: v for k, v in changes.items() if k not in ("target", "warm_up")}
+        assert replace(recipe, **fields).steps == 40
