@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xb_lite import explorer as module
@@ -145,6 +145,7 @@ def test_kinds_that_are_absent_are_not_shown():
     ),
     st.sampled_from([0.0, 1e3, -1e9]),
 )
+@example([0.0, 999999.9999999999], 0.0)  # whose logarithm is that of a million
 def test_counts_by_steps_are_counts_by_scores(values, offset):
     scores = np.array(values).reshape(1, 1, -1) + offset
     steps, [(first, count, width)] = module._buckets(scores)

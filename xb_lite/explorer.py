@@ -173,6 +173,7 @@ def _buckets(
 def _round_step(span: float) -> float:
     """1, 2 or 5 times a power of ten, ``STEPS`` times or more in ``span``."""
     power = floor(log10(span / STEPS))
+    power -= 10.0**power > span / STEPS  # the logarithm was rounded up
     factor = max(factor for factor in (1, 2, 5) if factor * 10.0**power <= span / STEPS)
     return float(f"{factor}e{power}")  # as a person would write it
 
