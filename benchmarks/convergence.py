@@ -28,8 +28,9 @@ from scipy.stats import t
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from xb_lite.attacks import PREFILL, load_items
+from xb_lite.attacks import attacked, load_items
 from xb_lite.bounds import coverings, diameter
+from xb_lite.dialogues import as_turns
 from xb_lite.evaluation import ask
 from xb_lite.experiments import Subject, local_subject
 from xb_lite.generation import Decoding
@@ -44,7 +45,7 @@ from xb_lite.results import mean_row, provenance, rate_row, write_result
 from xb_lite.runs import adapted, fast_attention
 from xb_lite.session import tier
 from xb_lite.steps import Reference, ReferenceStates, forward, step_terms, token_counts
-from xb_lite.training_sets import Sets, as_turns, reference_sets
+from xb_lite.training_sets import Sets, reference_sets
 from xb_lite.transport import PairedDifference, matching_costs, paired_difference
 
 TRAINED = 36  # prompts of each kind of the train split; the others and the test split are held out
@@ -110,7 +111,7 @@ def held_out(subject: Subject, identity: dict[str, str]) -> dict[str, list]:
     for kind in ("harmful", "boundary-safe", "benign"):
         items = load_items(kind, "train")[TRAINED:] + load_items(kind, "test")
         if kind != "benign":
-            items = [replace(i, id=f"{i.id}+prefill", prefill=PREFILL) for i in items]
+            items = attacked(items, "prefill")
         replies = ask(subject.backend, items, Decoding(), subject=identity)
         said = [
             as_turns(item.turns, [turns[-1].text])

@@ -95,11 +95,8 @@ def reference_sets(
         for n in TURNS
         for some in (benign[i : i + n] for i in range(0, len(benign) - n + 1, n))
     ]
-    begun = {
-        kind: attacked(plain, "prefill")
-        for kind, plain in (("boundary-safe", boundary), ("benign", benign), ("chat", chats))
-    }
-    items = [*prefilled, *harmful, *boundary, *benign, *attacks, *chats, *sum(begun.values(), [])]
+    begun = [attacked(plain, "prefill") for plain in (boundary, benign, chats)]
+    items = [*prefilled, *harmful, *boundary, *benign, *attacks, *chats, *sum(begun, [])]
     replies = ask(backend, items, decoding, subject=subject)
     said = {item.id: list(map(_said, turns)) for item, turns in zip(items, replies, strict=True)}
 
@@ -110,7 +107,8 @@ def reference_sets(
         return [as_turns(item.turns, said[item.id]) for item in items]
 
     served = [item for item in boundary if not refused(XSTEST, item)]
-    begun["served"] = [item for item in begun["boundary-safe"] if not refused(X_BOUNDARY, item)]
+    boundary_begun, benign_begun, chats_begun = begun
+    served_begun = [item for item in boundary_begun if not refused(X_BOUNDARY, item)]
     return Sets(
         # After a prefill a refusal comes later than at the start, where XSTest's rule looks.
         harmful=dialogues(item for item in prefilled if not refused(X_BOUNDARY, item)),
@@ -123,10 +121,10 @@ def reference_sets(
         benign=dialogues(benign),
         harmful_dialogues=dialogues(item for item in attacks if not refused(X_BOUNDARY, item)),
         benign_dialogues=dialogues(chats),
-        compliant_prefilled=dialogues(begun["served"]),
-        over_refused_prefilled=[as_turns(item.turns, [REFUSAL]) for item in begun["served"]],
-        benign_prefilled=dialogues(begun["benign"]),
-        benign_dialogues_prefilled=dialogues(begun["chat"]),
+        compliant_prefilled=dialogues(served_begun),
+        over_refused_prefilled=[as_turns(item.turns, [REFUSAL]) for item in served_begun],
+        benign_prefilled=dialogues(benign_begun),
+        benign_dialogues_prefilled=dialogues(chats_begun),
     )
 
 
