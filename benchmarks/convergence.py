@@ -37,8 +37,9 @@ from xb_lite.generation import Decoding
 from xb_lite.hidden import hidden_states, lowest_layers
 from xb_lite.judges import X_BOUNDARY
 from xb_lite.losses import Terms, coefficients
+from xb_lite.models import precision_of
 from xb_lite.pairs import Pair, collate, draw_pairs
-from xb_lite.precision import Precision, choose_precision
+from xb_lite.precision import Precision
 from xb_lite.rates import Mean, rate
 from xb_lite.recipes import Recipe, as_fields, load_recipe
 from xb_lite.results import mean_row, provenance, rate_row, write_result
@@ -429,7 +430,7 @@ def main() -> None:
     path = Path(args.results) / tier() / "convergence" / "runs.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     recipe = base_recipe(args.steps)
-    exact, precision = choose_precision(exact=True), choose_precision()
+    exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)
     subject = local_subject(recipe.model, exact)
     identity = subject.identity(exact)
     sets = reference_sets(subject.backend, Decoding(), identity, limit=TRAINED)

@@ -35,7 +35,8 @@ from xb_lite.experiments import Subject, local_subject
 from xb_lite.generation import Decoding
 from xb_lite.hidden import hidden_states
 from xb_lite.model_files import DEFAULT
-from xb_lite.precision import Precision, choose_precision
+from xb_lite.models import precision_of
+from xb_lite.precision import Precision
 from xb_lite.rates import Mean, mean
 from xb_lite.results import mean_row, provenance, write_result
 from xb_lite.session import tier
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="items of each kind and split")
     parser.add_argument("--results", default="results", help="folder (default: results)")
     args = parser.parse_args()
-    started, precision = datetime.now(UTC), choose_precision()
+    started, precision = datetime.now(UTC), precision_of(MODEL)
     prompts = {p.id: p for kind in KINDS for split in SPLITS for p in load_corpus(kind, split)}
     items = held_out(args.limit)
     kinds = [item.kind for item in items["direct"]]

@@ -3,12 +3,12 @@
     python benchmarks/frontier.py METHOD... [--sets xstest=FILE orbench=FILE harmbench=FILE]
     python benchmarks/frontier.py METHOD... --setting FIELD=VALUE... --split test --seeds 0 1 2
 
-Without ``--setting`` each method's recipe for the aligned SmolLM2 is changed in one field at a time
-(``SWEEP``), trained and evaluated on the validation split. With it (it may be empty) one setting is
-evaluated, from as many seeds as asked. ``none`` is the undefended model, ``steering`` adds its
-refusal direction times a strength. Of a public set every fourth request is for validation, so that
-nothing is reported on what was chosen by. What is there already is not made again. Several of these
-can run side by side, each with OMP_NUM_THREADS=1.
+Without ``--setting`` each method's recipe for the aligned SmolLM2 (or ``--model``) is changed in
+one field at a time (``SWEEP``), trained and evaluated on the validation split. With it (it may be
+empty) one setting is evaluated, from as many seeds as asked. ``none`` is the undefended model,
+``steering`` adds its refusal direction times a strength. Of a public set every fourth request is
+for validation, so that nothing is reported on what was chosen by. What is there already is not made
+again. Several of these can run side by side, on a CPU each with OMP_NUM_THREADS=1.
 
 Results: ``<results>/<tier>/<split>/<model>/<method>,<field>=<value>-<seed>.json``.
 """
@@ -40,32 +40,38 @@ from xb_lite.experiments import (
 )
 from xb_lite.generation import Decoding
 from xb_lite.model_files import cache_folder
-from xb_lite.precision import Precision, choose_precision
+from xb_lite.models import precision_of
+from xb_lite.precision import Precision
 from xb_lite.recipes import load_recipe
 from xb_lite.session import tier
 
 MODEL = "smollm2-135m-aligned"
 LAYER = 14  # of the steering vector
 EVERY = 4  # one request in so many of a public set is for validation
+LONGER = {"steps": 300, "schedule": 450}
 COMMON = [
     {},
-    {"learning_rate": 1.6e-3},
-    {"retain_weight": 5.0},
-    {"retain_weight": 45.0},
-    {"learning_rate": 4e-4},
-    {"boundary_share": 0.5},
-    {"prefilled_share": 0.0},
+    LONGER,
+    {"steps": 300, "schedule": 900},
+    {"steps": 600, "schedule": 900},
+    *({**LONGER, "learning_rate": rate} for rate in (4e-4, 1.6e-3)),
+    *({**LONGER, "retain_weight": weight} for weight in (5.0, 45.0)),
+    {**LONGER, "boundary_share": 0.5},
 ]
 RATES = [{"learning_rate": rate} for rate in (5e-5, 1e-4, 2e-4, 4e-4)]
 SWEEP = {
     "none": [{}],
     "x-boundary": [
         *COMMON,
-        {"separate": "as_described"},
-        {"separate": "as_coded"},
-        {"lora_std": 0.02},
+        {**LONGER, "separate": "as_described"},
+        {**LONGER, "separate": "as_coded"},
+        {**LONGER, "lora_std": 0.02},
     ],
-    "circuit-breakers": [*COMMON, {"boundary_share": 0.0}, {"lora_std": 0.0}],
+    "circuit-breakers": [
+        *COMMON,
+        {**LONGER, "boundary_share": 0.0},
+        {**LONGER, "lora_std": 0.0},
+    ],
     "sft": RATES,
     "dpo": RATES,
     "gradient-ascent": RATES,
@@ -93,23 +99,27 @@ def items_of(split: str, sets: list[str], limit: int | None) -> list[Item]:
 
 @contextmanager
 def defended(
-    method: str, changes: dict[str, object], seed: int, precision: Precision
+    method: str,
+    changes: dict[str, object],
+    seed: int,
+    precision: Precision,
+    model: str = MODEL,
 ) -> Iterator[Subject]:
     name = ",".join([method, *(f"{field}={value}" for field, value in changes.items())])
     if method == "none":
-        yield local_subject(MODEL, precision)
+        yield local_subject(model, precision)
         return
     if method == "steering":
-        subject = local_subject(MODEL, precision)
+        subject = local_subject(model, precision)
         prompts = [[row.prompt for row in load_corpus(k, "train")] for k in ("harmful", "benign")]
         vector = refusal_direction(subject.model, subject.tokenizer, *prompts, LAYER)
         with steered(subject.model, LAYER, vector, changes["strength"]):
             yield replace(subject, defense=name)
         return
-    folder = cache_folder() / "adapters" / f"{name}-{seed}"
-    recipe = load_recipe(f"{method}-smollm2-135m", **changes)
+    recipe = load_recipe(f"{method}-{model.removesuffix('-aligned')}", **changes)
+    folder = cache_folder() / "adapters" / model / f"{name}-{seed}"
     train_defense(recipe, folder, seed=seed)
-    yield local_subject(MODEL, precision, folder)
+    yield local_subject(model, precision, folder)
 
 
 def main() -> None:
@@ -117,6 +127,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("methods", nargs="+", choices=SWEEP, metavar="METHOD")
+    parser.add_argument("--model", default=MODEL, help=f"that has recipes (default: {MODEL})")
     parser.add_argument("--setting", nargs="*", metavar="FIELD=VALUE")
     parser.add_argument("--split", default="validation", choices=("validation", "test"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -127,7 +138,7 @@ def main() -> None:
     parser.add_argument("--results", default="results", help="folder (default: results)")
     args = parser.parse_args()
     items = items_of(args.split, args.sets, args.limit)
-    precision = choose_precision(exact=True)
+    precision = precision_of(args.model, exact=True)
     decoding = Decoding(args.max_new_tokens)
     folder = Path(args.results) / tier() / args.split
     judged_by = judges(precision)[: None if args.service else -1]
@@ -137,7 +148,7 @@ def main() -> None:
             settings = [dict(map(cli.change, args.setting))]
         for changes in settings:
             for seed in args.seeds:
-                with defended(method, changes, seed, precision) as subject:
+                with defended(method, changes, seed, precision, args.model) as subject:
                     path = evaluate_subject(
                         subject,
                         items,

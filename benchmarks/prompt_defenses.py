@@ -32,7 +32,8 @@ from xb_lite.experiments import (
 )
 from xb_lite.generation import Decoding
 from xb_lite.intention import DEFENSES, restates
-from xb_lite.precision import Precision, choose_precision
+from xb_lite.models import precision_of
+from xb_lite.precision import Precision
 from xb_lite.rates import rate
 from xb_lite.results import rate_row, read_result, write_result
 from xb_lite.session import tier
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--results", default="results/intention", help="folder")
     args = parser.parse_args()
     items = plan(args.sets, limit=args.limit)
-    precision = choose_precision(exact=args.precision == "fp32")
+    precision = precision_of(args.model, exact=args.precision == "fp32")
     print(f"{len(items)} items, {precision}", flush=True)
     bare = local_subject(args.model, precision)
     judged_by = judges(precision)

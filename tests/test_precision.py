@@ -1,5 +1,7 @@
 """The precision each kind of device gets."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,8 +11,10 @@ from xb_lite.precision import choose_precision
 
 @pytest.fixture
 def cuda(monkeypatch):
-    def pretend(capability):
+    def pretend(capability, gigabytes=80):
+        properties = SimpleNamespace(total_memory=gigabytes * 10**9)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _=None: properties)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)
 
     return pretend
@@ -59,6 +63,25 @@ def test_exact_is_plain_fp32_on_a_cpu_that_has_bf16(monkeypatch):
 def test_exact_changes_nothing_on_a_gpu(cuda):
     cuda((8, 0))
     assert choose_precision(exact=True) == choose_precision()
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "parameters", "small"), [(80, 2_500, True), (40, 2_500, False)]
+)
+def test_a_model_that_is_small_for_a_gpu_is_computed_in_as_on_a_cpu(
+    cuda, gigabytes, parameters, small
+):
+    cuda((8, 0), gigabytes)
+    parameters *= 10**6
+    learned, said = (choose_precision(exact=e, parameters=parameters) for e in (False, True))
+    wide = (torch.float32, torch.bfloat16) if small else (torch.bfloat16, None)
+    assert (learned.weights, learned.products) == wide
+    assert (said.weights, said.products) == ((torch.float32, None) if small else wide)
+
+
+def test_a_gpu_without_bf16_has_fp16_for_small_models_too(cuda):
+    cuda((7, 5))
+    assert choose_precision(exact=True, parameters=10**6).weights == torch.float16
 
 
 def test_exact_does_not_make_a_missing_device_a_present_one(monkeypatch):

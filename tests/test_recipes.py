@@ -32,6 +32,8 @@ MODELS = {
     "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": ("llama", 32),
     "meta-llama/Meta-Llama-3-8B-Instruct": ("llama", 32),
     "mistralai/Mistral-7B-Instruct-v0.2": ("mistral", 32),
+    "qwen2.5-coder-0.5b": ("qwen2", 24),
+    "qwen2.5-coder-1.5b": ("qwen2", 28),
     "smollm2-135m": ("llama", 30),
     "smollm2-135m-aligned": ("llama", 30),
 }

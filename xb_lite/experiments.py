@@ -29,8 +29,8 @@ from xb_lite.hidden import decoder_layers
 from xb_lite.intention import Defended, defense_named, last_prompts
 from xb_lite.judges import REFUSAL_JUDGES, Judge
 from xb_lite.model_files import DEFAULT, cache_folder
-from xb_lite.models import load_model, model_digest
-from xb_lite.precision import Precision, choose_precision
+from xb_lite.models import load_model, model_digest, precision_of
+from xb_lite.precision import Precision
 from xb_lite.rates import Mean, mean, rate
 from xb_lite.recipes import Budget
 from xb_lite.remote import RemoteBackend
@@ -102,7 +102,7 @@ def train_defense(
 
     Args and errors as in ``train``, and those of ``load_model`` and ``reference_sets``.
     """
-    exact = choose_precision(exact=True)
+    exact = precision_of(recipe.model, exact=True)
     subject = local_subject(recipe.model, exact)
     recipe.check_model(len(decoder_layers(subject.model)))  # before minutes of asking
     # Of several processes one asks, and the others find its replies in the cache.
@@ -114,7 +114,7 @@ def train_defense(
         subject.tokenizer,
         sets,
         folder,
-        choose_precision(),
+        precision_of(recipe.model),
         seed=seed,
         model_digest=subject.digest,
         on_step=on_step,

@@ -77,6 +77,13 @@ def load_model(
     return model.to(precision.device).eval(), tokenizer
 
 
+def precision_of(name: str | os.PathLike = DEFAULT, exact: bool = False) -> Precision:
+    """``choose_precision(exact=exact)`` for a model by name: one in ``SPECS`` or ``ALIGNED`` is
+    small enough for fp32 weights on most GPUs."""
+    spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
+    return choose_precision(exact=exact, parameters=spec.parameters if spec else None)
+
+
 def model_digest(name: str | os.PathLike = DEFAULT) -> str:
     """What identifies a model in results: the SHA-256 of its file, of ``ALIGNED`` with that of its
     adapter behind it; its name where it has none."""

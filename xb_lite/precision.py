@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+BATCH = "so that a batch does not change a reply"
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -42,12 +44,18 @@ class Precision:
         return f"{name(self.weights)} weights{products} on {self.device} ({self.reason})"
 
 
-def choose_precision(device: str | None = None, exact: bool = False) -> Precision:
+def choose_precision(
+    device: str | None = None, exact: bool = False, parameters: int | None = None
+) -> Precision:
     """The precision this book uses on ``device`` (default: the first GPU, else the CPU).
 
     fp32 weights under bf16 autocast on CPUs with bf16 instructions, fp32 on other CPUs; fp16 on
     GPUs before Ampere such as the T4, bf16 from Ampere on. With ``exact``, fp32 on a CPU: slower,
     but then what a model says to one prompt does not depend on the others in its batch.
+
+    Args:
+        parameters: of the model. From Ampere on, a model whose fp32 weights take no more than an
+            eighth of the GPU's memory is computed in as on a CPU, so that the numbers compare.
 
     Raises:
         ValueError: ``device`` is neither a CPU nor a CUDA device that is present.
@@ -56,12 +64,17 @@ def choose_precision(device: str | None = None, exact: bool = False) -> Precisio
     kind = torch.device(device).type
     if kind == "cuda" and torch.cuda.is_available():
         if torch.cuda.get_device_capability(device) >= (8, 0):
-            return Precision(device, torch.bfloat16, None, "this GPU has native bf16")
+            memory = torch.cuda.get_device_properties(device).total_memory
+            if parameters is None or 4 * parameters > memory / 8:
+                return Precision(device, torch.bfloat16, None, "this GPU has native bf16")
+            if exact:
+                return Precision(device, torch.float32, None, BATCH)
+            return Precision(device, torch.float32, torch.bfloat16, "the model is small")
         return Precision(device, torch.float16, None, "this GPU has fp16 but no native bf16")
     if kind != "cpu":
         raise ValueError(f"device {device!r} is not available here; use 'cpu' or a CUDA device.")
     if exact:
-        return Precision("cpu", torch.float32, None, "so that a batch does not change a reply")
+        return Precision("cpu", torch.float32, None, BATCH)
     instruction = _cpu_bf16_instruction()
     if instruction is None:
         return Precision("cpu", torch.float32, None, "no fast bf16 on this CPU")
