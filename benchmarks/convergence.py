@@ -54,6 +54,7 @@ HELD_OUT = 48  # items of each kind whose states are looked at
 K = 3  # of the k-variance; a sixteenth of the items
 SPLITS = 200
 BALLS = (1, 2, 4, 8, 16)
+SIZES = (1, 2, 4, 8, 16)  # k, for the slope of the k-variance
 STATES_AT = (0, 8, 20, 40)  # 8: shortly before the erase term falls
 LAST_ALONE = 40  # of the controls
 WARM_UP = 10  # steps to the full rate
@@ -150,12 +151,25 @@ def states_of(
                 "n": len(sample),
                 "k": k,
                 "costs": [float(f"{c:.5g}") for c in costs],
+                "by k": {
+                    size: float(matching_costs(sample, size, SPLITS, seed=0).mean())
+                    for size in SIZES
+                    if 2 * size <= len(sample)
+                },
                 "radius": {c.clusters: c.upper for c in covers if c.clusters in BALLS},
                 "diameter": diameter(sample),
                 "spread": float(spread),
                 "norm": float((centre**2).sum() ** 0.5),
             }
     return out
+
+
+def power_of_k(found: dict[str, object]) -> tuple[float, float]:
+    """Slope and constant of the k-variance: the line through log cost against log k, and its value
+    at k = 1."""
+    sizes, costs = zip(*((int(k), cost) for k, cost in found["by k"].items()), strict=True)
+    slope, at_one = np.polyfit(np.log(sizes), np.log(costs), 1)
+    return float(slope), float(np.exp(at_one))
 
 
 def random_target(reference: ReferenceStates, recipe: Recipe, seed: int) -> ReferenceStates:
@@ -365,6 +379,13 @@ def _state_rows(by_arm: dict[str, dict[int, dict]]) -> list[dict]:
                 for metric, of in MEASURES.items():
                     change = over_seeds([of(found) / of(before) - 1 for found in seen])
                     rows.append(mean_row(change, f"{metric}, step {step}", arm, place))
+                if "by k" in before and all("by k" in found for found in seen):
+                    slope, constant = power_of_k(before)
+                    lines = [power_of_k(found) for found in seen]
+                    steeper = over_seeds([line[0] - slope for line in lines])
+                    longer = over_seeds([line[1] / constant - 1 for line in lines])
+                    rows.append(mean_row(steeper, f"slope, step {step}", arm, place))
+                    rows.append(mean_row(longer, f"constant, step {step}", arm, place))
                 paired = paired_difference(
                     np.mean([found["costs"] for found in seen], axis=0),
                     before["costs"],

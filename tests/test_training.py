@@ -38,6 +38,7 @@ from xb_lite.precision import Precision  # noqa: E402
 from xb_lite.recipes import RecipeError  # noqa: E402
 from xb_lite.runs import TrainingError, adapted, last_checkpoint  # noqa: E402
 from xb_lite.steps import Reference, counted, masks, step_terms, token_counts  # noqa: E402
+from xb_lite.trainers import _KeepGood  # noqa: E402
 from xb_lite.training import Trained, XBoundaryTrainer, train  # noqa: E402
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
@@ -592,6 +593,44 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_weights(
     assert read_run(tmp_path) is None
     PeftModel.from_pretrained(model_of(tokenizer), str(tmp_path / "last_good"))
     assert logits(merged(model_of(tokenizer), tmp_path / "last_good")).isfinite().all()
+
+
+def spoil_gradients(monkeypatch, steps):
+    """One of the gradients of these steps is NaN, as their losses are not."""
+    before = _KeepGood.on_pre_optimizer_step
+
+    def spoiled(self, args, state, control, model=None, **more):
+        if state.global_step + 1 in steps:
+            learned = [p for p in model.parameters() if p.requires_grad]
+            learned[-1].grad.view(-1)[0] = math.nan
+        return before(self, args, state, control, model=model, **more)
+
+    monkeypatch.setattr(_KeepGood, "on_pre_optimizer_step", spoiled)
+
+
+def test_a_step_whose_gradient_is_not_finite_is_left_out(tmp_path, tokenizer, monkeypatch):
+    model, seen = model_of(tokenizer), {}
+
+    def on_step(row):
+        learned = {n: v.detach().clone() for n, v in model.named_parameters() if "lora" in n}
+        seen[row["step"]] = learned
+
+    spoil_gradients(monkeypatch, {2, 4})
+    with pytest.warns(UserWarning, match="gradient of step [24] is not finite"):
+        run(tokenizer, tmp_path, model, on_step=on_step)
+    assert equal(seen[1], seen[2]) and equal(seen[3], seen[4])
+    assert not equal(seen[2], seen[3])
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+def test_gradients_that_stay_not_finite_end_the_run(tmp_path, tokenizer, monkeypatch):
+    spoil_gradients(monkeypatch, {2, 3, 4, 5})
+    with (
+        pytest.warns(UserWarning, match="not finite"),
+        pytest.raises(TrainingError, match="gradients of 3 steps, to step 4, are not finite"),
+    ):
+        run(tokenizer, tmp_path)
+    assert all(value.isfinite().all() for value in weights(tmp_path / "last_good").values())
 
 
 def test_a_learning_rate_that_is_too_high_is_said_to_be(tmp_path, tokenizer):

@@ -5,6 +5,7 @@ halt at the last good weights where a loss is not finite.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from xb_lite.precision import Precision
 from xb_lite.recipes import Budget
 from xb_lite.runs import arguments
 
+IN_A_ROW = 3  # gradients that are not finite: then it is no accident
+
 
 class NotFinite(Exception):  # noqa: N818 - becomes a TrainingError with the adapter's place
-    """The loss of a step is not finite."""
+    """The loss of a step is not finite, or the gradients of several."""
 
 
 class InOrder:
@@ -102,11 +105,13 @@ class PairTrainer(InOrder, Trainer):
 
 
 class _KeepGood(TrainerCallback):
-    """Keeps the last weights whose loss was finite, and puts them back when one is not."""
+    """Keeps the last weights whose loss was finite, and puts them back when one is not. Where the
+    loss is finite and its gradient is not, the step is left out; not ``IN_A_ROW`` of them."""
 
     def __init__(self, trainer: InOrder) -> None:
         self.trainer = trainer
         self.good: dict[str, Tensor] = {}
+        self.left_out = 0  # in a row
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_) -> None:
         trainer = self.trainer
@@ -114,6 +119,7 @@ class _KeepGood(TrainerCallback):
         learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if all(map(math.isfinite, trainer.terms.tolist())):
             self.good = {name: value.detach().clone() for name, value in learned.items()}
+            self._check_gradient(learned, state.global_step + 1, args.fp16)
             return
         for name, value in self.good.items():
             learned[name].data.copy_(value)
@@ -122,3 +128,19 @@ class _KeepGood(TrainerCallback):
             for name, value in zip(trainer.term_names, trainer.terms.tolist(), strict=True)
         )
         raise NotFinite(f"the loss of step {state.global_step + 1} is not finite ({found})")
+
+    def _check_gradient(self, learned: dict[str, Tensor], step: int, scaled: bool) -> None:
+        # Under fp16 the scaler leaves such steps out itself, and makes its scale smaller.
+        finite = scaled or all(
+            value.grad.isfinite().all() for value in learned.values() if value.grad is not None
+        )
+        self.left_out = 0 if finite else self.left_out + 1
+        if self.left_out == IN_A_ROW:
+            raise NotFinite(f"the gradients of {IN_A_ROW} steps, to step {step}, are not finite")
+        if not finite:
+            warnings.warn(
+                f"the gradient of step {step} is not finite: the weights stay as they are.",
+                stacklevel=2,
+            )
+            for value in learned.values():
+                value.grad = None
