@@ -359,9 +359,9 @@ def _state_rows(by_arm: dict[str, dict[int, dict]]) -> list[dict]:
     start = next(
         (
             run["states"]["0"]
-            for arm in by_arm
-            for run in by_arm[arm].values()
-            if "0" in run["states"] and "push" not in arm
+            for arm in MAIN
+            for run in by_arm.get(arm, {}).values()
+            if "0" in run["states"]
         ),
         None,
     )
