@@ -78,7 +78,9 @@ def rows_of(name: str, found: np.ndarray, harmful: np.ndarray) -> list[dict]:
     area = Mean(roc_auc_score(harmful, found), len(found), *np.quantile(draws, (0.025, 0.975)))
     rows = [mean_row(area, "AUC", name, "prefill")]
     for share in SHARES:
-        limit = np.quantile(found[~harmful], 1 - share) if share else np.inf
+        # At the ends nothing or all is flagged, whatever the items' own scores.
+        ends = {0.0: np.inf, 1.0: -np.inf}
+        limit = ends.get(share, np.quantile(found[~harmful], 1 - share))
         missed = rate(list(found[harmful] <= limit))
         rows.append(rate_row(missed, f"missed at {share}", name, "prefill", None))
     return rows

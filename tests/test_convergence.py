@@ -210,3 +210,9 @@ def test_the_recipe_is_the_book_s_cut_down():
     for changes in convergence.ARMS.values():
         fields = {k: v for k, v in changes.items() if k not in ("target", "warm_up")}
         assert replace(recipe, **fields).steps == 40
+
+
+def test_slope_and_constant_of_a_power_law():
+    found = {"by k": {str(k): 7 * k**-0.3 for k in convergence.SIZES}}
+    slope, constant = convergence.power_of_k(found)
+    assert slope == pytest.approx(-0.3) and constant == pytest.approx(7)

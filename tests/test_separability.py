@@ -1,0 +1,51 @@
+"""What a probe of the undefended model could part: known answers."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import separability  # noqa: E402
+
+HARMFUL = np.repeat([True, False], [40, 60])
+
+
+def by_metric(found):
+    return {row["metric"]: row for row in separability.rows_of("way", found, HARMFUL)}
+
+
+def test_scores_that_part_the_kinds_miss_nothing_at_no_price():
+    rows = by_metric(np.where(HARMFUL, 2.0, 1.0) + np.linspace(0, 0.5, 100))
+    assert rows["AUC"]["mean"] == pytest.approx(1) == rows["AUC"]["low"]
+    assert rows["missed at 0.02"]["k"] == rows["missed at 0.5"]["k"] == 0
+    assert rows["missed at 0.0"]["k"] == 40  # nothing is flagged at all
+
+
+def test_scores_that_know_nothing_lie_on_the_diagonal():
+    rows = by_metric(np.random.default_rng(0).normal(size=100))
+    assert rows["AUC"]["low"] < 0.5 < rows["AUC"]["high"]
+    for share in (0.2, 0.5):
+        assert rows[f"missed at {share}"]["k"] / 40 == pytest.approx(1 - share, abs=0.2)
+    assert rows["missed at 1.0"]["k"] == 0
+
+
+def test_the_probe_finds_a_direction_in_other_items_and_shuffled_labels_none():
+    dice = np.random.default_rng(0)
+    train, test = (dice.normal(size=(100, 64)) for _ in range(2))
+    for states in (train, test):
+        states[HARMFUL, 3] += 4
+    right = separability.scores(train, HARMFUL, test)
+    wrong = separability.scores(train, dice.permutation(HARMFUL), test)
+    assert by_metric(right)["AUC"]["mean"] > 0.9
+    assert by_metric(wrong)["AUC"]["mean"] == pytest.approx(0.5, abs=0.3)
+
+
+def test_only_prefilled_items_of_the_two_kinds_are_asked():
+    items = separability.prefilled(separability.items_of("test", [], None))
+    assert {(item.kind, item.attack) for item in items} == {
+        ("harmful", "prefill"),
+        ("boundary-safe", "prefill"),
+    }
