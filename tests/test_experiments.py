@@ -318,3 +318,12 @@ def test_what_is_moved_is_held_out_and_in_one_order_under_both_attacks():
     trained_on = {row.prompt for kind in moves.KINDS for row in load_corpus(kind, "train")}
     assert not trained_on & {item.request for item in items["direct"]}
     assert len(moves.held_out(2)["direct"]) == 2 * 2 * 3
+
+
+def test_adapters_of_recipes_with_dots_in_their_names_have_folders_of_their_own():
+    folders = {
+        experiments.adapter_folder(f"x-boundary-qwen2.5-coder-{size}{end}", 0).name
+        for size in ("0.5b", "1.5b")
+        for end in ("", ".json")
+    }
+    assert folders == {"x-boundary-qwen2.5-coder-0.5b-0", "x-boundary-qwen2.5-coder-1.5b-0"}

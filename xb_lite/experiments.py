@@ -124,7 +124,9 @@ def train_defense(
 
 def adapter_folder(recipe: str, seed: int) -> Path:
     """Where ``python -m xb_lite train`` puts an adapter: in the cache, by recipe and seed."""
-    return cache_folder() / "adapters" / f"{Path(recipe).stem}-{seed}"
+    # Not its stem: names of recipes have dots in them.
+    name = Path(recipe).name.removesuffix(".json")
+    return cache_folder() / "adapters" / f"{name}-{seed}"
 
 
 def remote_subject(server: str, name: str) -> Subject:
