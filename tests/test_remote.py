@@ -16,12 +16,16 @@ import urllib.request
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import openai
 import pytest
 
 from xb_lite.dialogues import as_dialogue
 from xb_lite.generation import Decoding, LocalBackend
+from xb_lite.intention import DEFENSES, Defended
 from xb_lite.model_files import DEFAULT, SPECS, cached_model
+from xb_lite.proxy import application, in_background
 from xb_lite.remote import CONTINUE, RemoteBackend, RemoteError
+from xb_lite.upstreams import RemoteModel
 
 SHORT = Decoding(max_new_tokens=8)
 DIALOGUES = [as_dialogue(prompt) for prompt in ("Hi.", "Name a river.", "What is 12+30?")]
@@ -428,3 +432,17 @@ def test_a_real_server_plays_what_the_same_model_plays_here(real, default_model)
 def test_a_real_server_without_prefill_says_so(real):
     with pytest.raises(RemoteError, match="continues no prefill"):
         real.reply(DIALOGUES, SHORT, prefill="Sure, here")
+
+
+def test_the_proxy_before_a_real_server_says_what_the_defense_says_here(real, default_model):
+    upstream = RemoteModel(real.base_url, real.model, "none")
+    dialogue, most = as_dialogue("Name a river, please."), 8
+    here = Defended(LocalBackend(*default_model), DEFENSES["ia"])
+    (said,) = here.reply([dialogue], Decoding(max_new_tokens=most))
+    with in_background(application(upstream, DEFENSES["ia"])) as url:
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120)
+        ask = {"model": "any", "messages": dialogue, "max_tokens": most}
+        whole = client.chat.completions.create(**ask)
+        pieces = list(client.chat.completions.create(**ask, stream=True))
+    assert whole.choices[0].message.content == said.text
+    assert "".join(p.choices[0].delta.content or "" for p in pieces if p.choices) == said.text
