@@ -133,7 +133,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from xb_lite import experiments
     from xb_lite.generation import Decoding
     from xb_lite.intention import defense_named
-    from xb_lite.precision import choose_precision
+    from xb_lite.models import precision_of
     from xb_lite.session import tier
     from xb_lite.tables import print_result
 
@@ -144,7 +144,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.split,
     )
     decoding = Decoding(args.max_new_tokens)
-    precision = choose_precision(exact=True)
+    precision = precision_of(args.model, exact=True)
     print(f"{len(items)} items, {precision}")
     if args.defense:
         defense_named(args.defense)  # before a model is loaded
@@ -189,8 +189,7 @@ def _serve(args: argparse.Namespace) -> None:
 def _upstream(args: argparse.Namespace) -> Upstream:
     from xb_lite.adapters import merged
     from xb_lite.local_upstream import LocalModel
-    from xb_lite.models import load_model
-    from xb_lite.precision import choose_precision
+    from xb_lite.models import load_model, precision_of
     from xb_lite.upstreams import RemoteModel
 
     name = args.named or args.model
@@ -202,7 +201,7 @@ def _upstream(args: argparse.Namespace) -> Upstream:
         raise ValueError("a server may have several models: name one of them by --model.")
     if args.server:
         return RemoteModel(args.server, name, os.environ.get("OPENAI_API_KEY"), args.timeout)
-    precision = choose_precision(exact=True)
+    precision = precision_of(name or DEFAULT, exact=True)
     model, tokenizer = load_model(name or DEFAULT, precision)
     if args.adapter:
         model = merged(model, args.adapter)
