@@ -38,12 +38,13 @@ from xb_lite.hidden import hidden_states, lowest_layers
 from xb_lite.judges import X_BOUNDARY
 from xb_lite.losses import Terms, coefficients
 from xb_lite.models import precision_of
+from xb_lite.padding_free import by_row
 from xb_lite.pairs import Pair, collate, draw_pairs
 from xb_lite.precision import Precision
 from xb_lite.rates import Mean, rate
 from xb_lite.recipes import Recipe, as_fields, load_recipe
 from xb_lite.results import mean_row, provenance, rate_row, write_result
-from xb_lite.runs import adapted, fast_attention
+from xb_lite.runs import adapted
 from xb_lite.session import tier
 from xb_lite.steps import Reference, ReferenceStates, forward, step_terms, token_counts
 from xb_lite.training_sets import Sets, reference_sets
@@ -220,7 +221,7 @@ def train_arm(
     with (
         lowest_layers(model, recipe.lora_layers),
         adapted(model, recipe, seed) as learning,
-        fast_attention(model, precision, max(map(len, pairs))),
+        by_row(model),
     ):
         learned = [p for p in learning.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=recipe.learning_rate, weight_decay=0.0)

@@ -5,8 +5,8 @@
 Both take the same model, adapter, items, loss (the official one) and precision. The official way,
 restated in official_step.py, pads request and response to 512 tokens each and what is retained to
 1,024, makes four passes, recomputes activations (gradient checkpointing, as its scripts say;
-``--no-recompute`` does without) and stacks all hidden states. ``xb_lite`` pads to the longest of a
-step, makes one pass without logits, and keeps the reference states of items that come again
+``--no-recompute`` does without) and stacks all hidden states. ``xb_lite`` makes one pass without
+padding and logits, and keeps the reference states of items that come again
 (``--reference adapter-off`` does without).
 
 ``own`` are pairs of the book's own prompts and responses; ``long`` are made of its passages, with
@@ -41,10 +41,11 @@ from xb_lite.dialogues import Dialogue, as_dialogue
 from xb_lite.experiments import local_subject, reference_sets
 from xb_lite.generation import Decoding
 from xb_lite.hidden import decoder_layers, lowest_layers
+from xb_lite.padding_free import by_row
 from xb_lite.pairs import Pair, collate, draw_pairs
 from xb_lite.precision import Precision, choose_precision
 from xb_lite.recipes import Recipe, load_recipe
-from xb_lite.runs import adapted, fast_attention
+from xb_lite.runs import adapted
 from xb_lite.steps import Reference, forward, step_terms, token_counts
 from xb_lite.training_sets import Sets
 
@@ -166,12 +167,11 @@ def own_way(
     model: PeftModel, recipe: Recipe, pairs: list[Pair], pad_id: int, precision: Precision
 ) -> Callable[[], torch.Tensor]:
     reference = Reference(recipe, pairs, pad_id)
-    longest = max(map(len, pairs))
 
     def step() -> torch.Tensor:
         model.train()
         batch = collate(pairs, pad_id)
-        with fast_attention(model.get_base_model(), precision, longest):
+        with by_row(model.get_base_model()):
             with precision.autocast():
                 before = reference.of(model, model, batch)
                 states = forward(model, model, batch, recipe)

@@ -33,6 +33,7 @@ from xb_lite.adapters import WEIGHTS, merged, read_run  # noqa: E402
 from xb_lite.hidden import lowest_layers, watch_layers  # noqa: E402
 from xb_lite.losses import Terms, coefficients  # noqa: E402
 from xb_lite.models import load_model  # noqa: E402
+from xb_lite.padding_free import NAME  # noqa: E402
 from xb_lite.pairs import collate, draw_pairs  # noqa: E402
 from xb_lite.precision import Precision  # noqa: E402
 from xb_lite.recipes import RecipeError  # noqa: E402
@@ -745,7 +746,7 @@ def test_the_model_is_whole_again(tmp_path, tokenizer, changes):
     )
     assert snapshot(model) == before
     assert not any(before["hooks"])
-    assert set(while_it_ran) == {(changes.get("lora_layers", 3), "eager")}
+    assert set(while_it_ran) == {(changes.get("lora_layers", 3), NAME)}
     # transformers hooks what it is first asked the states of: not the lowest layers alone.
     whole = model(input_ids=torch.arange(9)[None], output_hidden_states=True, use_cache=False)
     assert len(whole.hidden_states) == LAYERS + 1
@@ -756,16 +757,12 @@ def test_the_model_is_whole_again(tmp_path, tokenizer, changes):
     assert snapshot(model) == before
 
 
-def test_long_items_keep_the_models_own_attention(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(runs, "SHORT", 10)
-    model, seen = model_of(tokenizer), set()
-    run(
-        tokenizer,
-        tmp_path,
-        model,
-        on_step=lambda row: seen.add(model.config._attn_implementation),
-    )
-    assert seen == {"sdpa"}
+def test_padded_items_that_are_long_keep_the_models_own_attention(tokenizer):
+    model = model_of(tokenizer)
+    for longest, wanted in ((runs.SHORT, "eager"), (runs.SHORT + 1, "sdpa")):
+        with runs.fast_attention(model, EXACT, longest):
+            assert model.config._attn_implementation == wanted
+        assert model.config._attn_implementation == "sdpa"
 
 
 def test_layers_above_those_that_learn_are_never_run(tmp_path, tokenizer):

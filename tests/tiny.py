@@ -8,8 +8,9 @@ from xb_lite.recipes import load_recipe
 from xb_lite.training_sets import Sets
 
 
-def tiny_model(tokenizer, kind="llama", hidden_size=32, num_hidden_layers=2):
-    """In fp32, with the vocabulary of ``tokenizer``; the same weights every time."""
+def tiny_model(tokenizer, kind="llama", hidden_size=32, num_hidden_layers=2, **sizes):
+    """In fp32, with the vocabulary of ``tokenizer``; the same weights every time. ``sizes``: more
+    of the config."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         kind,
@@ -17,12 +18,12 @@ def tiny_model(tokenizer, kind="llama", hidden_size=32, num_hidden_layers=2):
         intermediate_size=2 * hidden_size,
         num_hidden_layers=num_hidden_layers,
         num_attention_heads=4,
-        num_key_value_heads=2,
         vocab_size=len(tokenizer),
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
         initializer_range=0.3,
+        **{"num_key_value_heads": 2, **sizes},
     )
     return AutoModelForCausalLM.from_config(config).eval()
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xb_lite.dialogues import Dialogue, Encoding, encode
 
@@ -141,6 +141,18 @@ def lowest_layers(model: nn.Module, count: int) -> Iterator[None]:
     finally:
         layers.extend(above)
         config.num_hidden_layers = whole
+
+
+@contextmanager
+def without_head(model: PreTrainedModel) -> Iterator[None]:
+    """The model without its output embeddings, which are back in place after: of a small model
+    they are as large as several layers, and a loss of hidden states reads none."""
+    head = model.get_output_embeddings()
+    model.set_output_embeddings(nn.Identity())
+    try:
+        yield
+    finally:
+        model.set_output_embeddings(head)
 
 
 class _Enough(Exception):  # noqa: N818 - a signal, not an error

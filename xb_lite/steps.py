@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import ModelOutput
 
 from xb_lite import losses
-from xb_lite.hidden import watch_layers
+from xb_lite.hidden import watch_layers, without_head
 from xb_lite.losses import Terms, masked_mean
+from xb_lite.padding_free import as_rows, end_to_end
 from xb_lite.pairs import Pair, Row, collate
 from xb_lite.recipes import Recipe
 
@@ -47,25 +49,25 @@ def forward(model: nn.Module, peft_model: PeftModel, batch: Batch, recipe: Recip
         model: ``peft_model``, or what accelerate made of it.
     """
     states: States = {}
+    inputs, width = end_to_end(batch), batch["input_ids"].shape[1]
 
     def see(layer: int, state: Tensor) -> None:
-        states[layer] = state.float()
+        states[layer] = as_rows(state.float(), inputs["row_lengths"], width)
 
     def see_normed(_module: nn.Module, _inputs: tuple, output: ModelOutput) -> None:
-        states[recipe.lora_layers - 1] = output.last_hidden_state.float()
+        see(recipe.lora_layers - 1, output.last_hidden_state)
 
     with ExitStack() as stack:
         stack.enter_context(watch_layers(peft_model, range(recipe.lora_layers), see, stop=False))
+        stack.enter_context(without_head(peft_model.get_base_model()))
+        if torch.is_autocast_enabled(batch["input_ids"].device.type):
+            # It casts for the adapter's products; peft would cast to the weights' dtype before.
+            stack.enter_context(disable_input_dtype_casting(peft_model))
         if recipe.retain == "absolute":
             # Not output_hidden_states: transformers' hooks would stay, on these layers alone.
             decoder = peft_model.get_base_model().base_model
             stack.callback(decoder.register_forward_hook(see_normed).remove)
-        model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            use_cache=False,
-            logits_to_keep=1,  # the loss reads none, but the head asks for one
-        )
+        model(**inputs, use_cache=False)
     return states
 
 

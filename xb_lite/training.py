@@ -21,6 +21,7 @@ from xb_lite import baselines, losses
 from xb_lite.adapters import save_adapter
 from xb_lite.hidden import lowest_layers
 from xb_lite.models import hub_name
+from xb_lite.padding_free import by_row
 from xb_lite.pairs import Pair, draw_pairs
 from xb_lite.precision import Precision
 from xb_lite.recipes import Baseline, Recipe, as_fields
@@ -98,7 +99,7 @@ def train(
     with (
         nullcontext() if baseline else lowest_layers(model, recipe.lora_layers),
         adapted(model, recipe, seed) as learning,
-        fast_attention(model, precision, max(map(len, pairs))),
+        fast_attention(model, precision, max(map(len, pairs))) if baseline else by_row(model),
         clear_memory_errors(recipe),
         StopAfterStep() as stop,
     ):

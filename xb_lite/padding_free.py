@@ -1,0 +1,82 @@
+"""Rows of unlike length in one pass without padding: laid end to end, each attending to itself.
+
+As transformers' ``DataCollatorWithFlattening`` does for flash attention, which CPUs do not have.
+Any attention of transformers gives the same states for rows laid so, as it sees where positions
+begin anew; within ``by_row`` nothing is computed across rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "xb_lite_by_row"  # among transformers' attention implementations
+IN_FP32 = 384  # tokens up to which a CPU is faster at fused attention in fp32 than in bf16
+
+
+def end_to_end(batch: dict[str, Tensor]) -> dict[str, object]:
+    """What a model of transformers is given for ``batch``, as one row without padding.
+
+    Args:
+        batch: ``input_ids`` and ``attention_mask`` ``[row, token]``, padded on the right.
+    """
+    real = batch["attention_mask"].bool()
+    positions = torch.arange(real.shape[1], device=real.device).expand_as(real)
+    return {
+        "input_ids": batch["input_ids"][real][None],
+        "position_ids": positions[real][None],
+        "row_lengths": real.sum(dim=1).tolist(),
+    }
+
+
+def as_rows(
+    state: Float[Tensor, "one all dim"], row_lengths: list[int], width: int
+) -> Float[Tensor, "row token dim"]:
+    """The rows of a state apart again, padded on the right with zeros to ``width`` tokens."""
+    rows = pad_sequence(state[0].split(row_lengths), batch_first=True)
+    return torch.nn.functional.pad(rows, (0, 0, 0, width - rows.shape[1]))
+
+
+@contextmanager
+def by_row(model: PreTrainedModel) -> Iterator[None]:
+    """Within, attention is computed row by row; around backward too, which may recompute it."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _attention(
+    module, query, key, value, attention_mask, row_lengths=None, **options
+) -> tuple[Tensor, None]:
+    """As of transformers' ``sdpa``, whose arguments these are; ``[batch, head, token, dim]``."""
+    if row_lengths is None:  # a plain batch within ``by_row``
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    rows = zip(*(part.split(row_lengths, dim=2) for part in (query, key, value)), strict=True)
+    return torch.cat([_row(module, *row, **options) for row in rows], dim=1), None
+
+
+def _row(module, query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
+    length, mask = query.shape[2], None  # without a mask it is causal
+    if (window := options.get("sliding_window")) and length > window:
+        mask = torch.ones(length, length, dtype=torch.bool, device=query.device)
+        mask = mask.tril().triu(1 - window)[None, None]
+    if query.device.type != "cpu" or length > IN_FP32:
+        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+    with torch.autocast("cpu", enabled=False):
+        row = (part.float() for part in (query, key, value))
+        return sdpa_attention_forward(module, *row, mask, **options)[0].to(query.dtype)
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
