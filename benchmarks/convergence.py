@@ -44,7 +44,7 @@ from xb_lite.precision import Precision
 from xb_lite.rates import Mean, rate
 from xb_lite.recipes import Recipe, as_fields, load_recipe
 from xb_lite.results import mean_row, provenance, rate_row, write_result
-from xb_lite.runs import adapted
+from xb_lite.runs import adapted, no_casts_twice
 from xb_lite.session import tier
 from xb_lite.steps import Reference, ReferenceStates, forward, step_terms, token_counts
 from xb_lite.training_sets import Sets, reference_sets
@@ -222,6 +222,7 @@ def train_arm(
         lowest_layers(model, recipe.lora_layers),
         adapted(model, recipe, seed) as learning,
         by_row(model),
+        no_casts_twice(learning, precision),
     ):
         learned = [p for p in learning.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=recipe.learning_rate, weight_decay=0.0)

@@ -16,7 +16,6 @@ Results: ``<results>/<tier>/<split>/<model>/<method>,<field>=<value>-<seed>.json
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +42,7 @@ from xb_lite.model_files import cache_folder
 from xb_lite.models import precision_of
 from xb_lite.precision import Precision
 from xb_lite.recipes import load_recipe
+from xb_lite.results import write_index
 from xb_lite.session import tier
 
 MODEL = "smollm2-135m-aligned"
@@ -158,9 +158,7 @@ def main() -> None:
                         split=args.split,
                         judged_by=judged_by,
                     )
-                results = {file.stem for file in path.parent.glob("*.json")}
-                names = sorted(results - {"index"})
-                (path.parent / "index.json").write_text(json.dumps(names, indent=1) + "\n")
+                write_index(path.parent)
                 print(path, flush=True)
 
 

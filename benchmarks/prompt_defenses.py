@@ -8,13 +8,12 @@ slower and free of that. What is there already is not made again, and more items
 new. Beside the rows of every evaluation, ``restated`` is the share of answers that begin with the
 intention, ``restated-only`` of those that also end within the limit.
 
-Results: ``<results>/<tier>/<model>/<defense>.json``, and ``index.json`` of what there is.
+Results: ``<results>/<tier>/<model>/<defense>.json``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from xb_lite.intention import DEFENSES, restates
 from xb_lite.models import precision_of
 from xb_lite.precision import Precision
 from xb_lite.rates import rate
-from xb_lite.results import rate_row, read_result, write_result
+from xb_lite.results import rate_row, read_result, write_index, write_result
 from xb_lite.session import tier
 
 
@@ -89,9 +88,7 @@ def main() -> None:
         result = read_result(path)
         result["rows"] += restatements(subject, items, decoding, precision)
         write_result(path, result)
-        models = sorted(path.parents[1].glob("*/"))
-        names = {model.name: sorted(file.stem for file in model.glob("*.json")) for model in models}
-        (path.parents[1] / "index.json").write_text(json.dumps(names, indent=1) + "\n")
+        write_index(path.parent)
         print(path, flush=True)
 
 

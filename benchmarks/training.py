@@ -13,10 +13,12 @@ padding and logits, and keeps the reference states of items that come again
 request and response of 400 to 1,024 tokens together and 600 to 1,024 to retain, the official range.
 
 Prints the times of a step, forward and backward, and their ratio; the peak of the process's memory
-in each way, and what of it the step itself took; both losses; and the share of the machine's own
+in each way, and what of it the step itself took; the losses; and the share of the machine's own
 bf16 (or fp32) matrix-product peak, measured here, that useful tokens reach: two operations a weight
 and token forward, as many backward (weights that are not trained need no gradient), and as many
 again for a reference pass; adapter, attention and loss are not counted as useful.
+
+Results: ``<results>/<items>[-no-recompute].json``, means over the repeats.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ import gc
 import random
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from typing import NamedTuple
 
 import official_step as official
 import torch
@@ -44,8 +47,10 @@ from xb_lite.hidden import decoder_layers, lowest_layers
 from xb_lite.padding_free import by_row
 from xb_lite.pairs import Pair, collate, draw_pairs
 from xb_lite.precision import Precision, choose_precision
+from xb_lite.rates import mean
 from xb_lite.recipes import Recipe, load_recipe
-from xb_lite.runs import adapted
+from xb_lite.results import mean_row, provenance, write_result
+from xb_lite.runs import adapted, no_casts_twice
 from xb_lite.steps import Reference, forward, step_terms, token_counts
 from xb_lite.training_sets import Sets
 
@@ -60,8 +65,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of each way, alternating")
     parser.add_argument("--reference", choices=("cache", "adapter-off"), default="cache")
     parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--results", default="results/training", help="folder")
     args = parser.parse_args()
 
+    started = datetime.now(UTC)
     precision = choose_precision()
     recipe = load_recipe(
         "x-boundary-llama-3-8b",
@@ -102,24 +109,35 @@ def main() -> None:
             for module in decoder_layers(m).modules()
             if isinstance(getattr(module, "base_layer", None), nn.Linear)
         )
-    seconds = {name: median(run[0] for run in runs) for name, runs in found.items()}
-    memory = {name: max(run[1] for run in runs) for name, runs in found.items()}
-    taken = {name: max(run[1] - run[2] for run in runs) for name, runs in found.items()}
     for name, runs in found.items():
-        times = ", ".join(f"{run[0]:.2f}" for run in runs)
+        times = ", ".join(f"{run.seconds:.2f}" for run in runs)
         print(
-            f"{name:9} {times} s; peak {memory[name]:.2f} GB, {taken[name]:.2f} of it the step's; "
-            f"loss {runs[-1][3]:.5f}"
+            f"{name:9} {times} s; peak {runs[-1].peak:.2f} GB, {runs[-1].own:.2f} of it the "
+            f"step's; loss {runs[-1].loss:.5f}"
         )
-    for what, of in (("times", seconds), ("peak memories", memory), ("the steps' own", taken)):
-        print(f"ratio of {what} {of['official'] / of['xb_lite']:.1f}")
     passes = 2 if args.reference == "cache" else 3
-    useful = passes * 2 * weights * sum(lengths) / seconds["xb_lite"]
+    useful = passes * 2 * weights * sum(lengths)
     peak = matrix_peak(precision, sum(lengths), subject.model.config)
-    print(
-        f"{seconds['xb_lite'] / len(pairs):.2f} s a pair; useful {useful / 1e9:.0f} of "
-        f"{peak / 1e9:.0f} GFLOP/s, {useful / peak:.0%} of the matrix-product peak"
-    )
+    both = list(zip(*found.values(), strict=True))
+    values = {
+        "time-ratio": [theirs.seconds / ours.seconds for theirs, ours in both],
+        "peak-ratio": [theirs.peak / ours.peak for theirs, ours in both],
+        "own-memory-ratio": [theirs.own / ours.own for theirs, ours in both],
+        "share-of-peak": [useful / run.seconds / peak for run in found["xb_lite"]],
+    }
+    for name, each in values.items():
+        print(f"{name:16} {mean(each)}")
+    print(f"the matrix-product peak is {peak / 1e9:.0f} GFLOP/s")
+    name = args.items if args.recompute else f"{args.items}-no-recompute"
+    result = {
+        "model": {"name": subject.name, "digest": subject.digest},
+        "adapter": None,
+        "data": {"set": args.items, "split": "train", "digest": sets.digest},
+        "seed": 0,
+        "rows": [mean_row(mean(each), what, name, "direct") for what, each in values.items()],
+        **provenance(started),
+    }
+    write_result(Path(args.results) / f"{name}.json", result)
 
 
 def official_way(
@@ -171,7 +189,7 @@ def own_way(
     def step() -> torch.Tensor:
         model.train()
         batch = collate(pairs, pad_id)
-        with by_row(model.get_base_model()):
+        with by_row(model.get_base_model()), no_casts_twice(model, precision):
             with precision.autocast():
                 before = reference.of(model, model, batch)
                 states = forward(model, model, batch, recipe)
@@ -184,8 +202,17 @@ def own_way(
     return step
 
 
-def measure(step: Callable[[], torch.Tensor], model: PeftModel) -> tuple[float, ...]:
-    """Seconds, peak of the process's memory and the memory before, in GB, and the loss."""
+class Run(NamedTuple):
+    """Of one step: seconds, the peak of the process's memory and what of it is the step's own, in
+    GB, and the loss."""
+
+    seconds: float
+    peak: float
+    own: float
+    loss: float
+
+
+def measure(step: Callable[[], torch.Tensor], model: PeftModel) -> Run:
     model.zero_grad()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what the other way freed is not this way's
@@ -194,7 +221,8 @@ def measure(step: Callable[[], torch.Tensor], model: PeftModel) -> tuple[float, 
     began = time.perf_counter()
     loss = float(step().detach())
     seconds = time.perf_counter() - began
-    return seconds, resident("VmHWM"), before, loss
+    peak = resident("VmHWM")
+    return Run(seconds, peak, peak - before, loss)
 
 
 def resident(which: str) -> float:

@@ -79,9 +79,12 @@ def test_a_model_that_is_small_for_a_gpu_is_computed_in_as_on_a_cpu(
     assert (said.weights, said.products) == ((torch.float32, None) if small else wide)
 
 
-def test_a_gpu_without_bf16_has_fp16_for_small_models_too(cuda):
-    cuda((7, 5))
-    assert choose_precision(exact=True, parameters=10**6).weights == torch.float16
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_gpu_without_bf16_computes_small_models_in_fp32(cuda, exact):
+    cuda((7, 5), gigabytes=16)
+    chosen = choose_precision(exact=exact, parameters=10**8)
+    assert (chosen.weights, chosen.products) == (torch.float32, None)
+    assert choose_precision(exact=exact, parameters=10**9).weights == torch.float16
 
 
 def test_exact_does_not_make_a_missing_device_a_present_one(monkeypatch):

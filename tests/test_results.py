@@ -19,13 +19,16 @@ from xb_lite.results import (
     find,
     mean_row,
     provenance,
+    published_results,
     rate_row,
     read_result,
     summarise,
     verdicts,
+    write_index,
     write_result,
 )
 
+RESULTS = Path(__file__).parents[1] / "results"
 C, R, E, G = "complied", "refused", "evaded", "gibberish"
 
 
@@ -349,3 +352,19 @@ def test_what_is_no_result_says_to_evaluate(tmp_path, what):
         path.write_text(json.dumps({**result([ROW]), "schema": 0}))
     with pytest.raises(ValueError, match="is no result.*evaluate"):
         read_result(path)
+
+
+def test_an_index_names_the_results_of_its_folder(tmp_path):
+    for name in ("none.json", "none.jsonl", "ia,a=0.5-1.json"):
+        (tmp_path / name).write_text("{}")
+    for _ in range(2):  # the index is not among them
+        write_index(tmp_path)
+        assert json.loads((tmp_path / "index.json").read_text()) == ["ia,a=0.5-1", "none"]
+
+
+def test_every_index_that_is_published_is_complete():
+    folders = [path.parent for path in RESULTS.rglob("index.json")]
+    for folder in folders:
+        there = {path.stem for path in folder.glob("*.json")} - {"index"}
+        assert set(published_results(str(folder.relative_to(RESULTS)))) == there
+    assert len(folders) > 4

@@ -46,7 +46,7 @@ def load_model(
         name: a name in ``SPECS`` (``"smollm2-135m"``, ``"qwen2.5-coder-0.5b"``,
             ``"qwen2.5-coder-1.5b"``), ``ALIGNED``, a local folder, or a Hugging Face id. Weights
             are read from safetensors only, and code that comes with a model is never run.
-        precision: device and dtype of the weights, ``choose_precision()`` by default. Run the
+        precision: device and dtype of the weights, ``precision_of(name)`` by default. Run the
             model inside ``precision.autocast()``.
 
     Raises:
@@ -54,7 +54,7 @@ def load_model(
             or needs code of its own; or the cache folder cannot be used.
         FetchError: a download failed, or brought another file than it should.
     """
-    precision = precision or choose_precision()
+    precision = precision or precision_of(name)
     if name == ALIGNED:
         model, tokenizer = load_model(DEFAULT, precision)
         return merged(model, _aligned_adapter()), tokenizer

@@ -54,8 +54,9 @@ def choose_precision(
     but then what a model says to one prompt does not depend on the others in its batch.
 
     Args:
-        parameters: of the model. From Ampere on, a model whose fp32 weights take no more than an
-            eighth of the GPU's memory is computed in as on a CPU, so that the numbers compare.
+        parameters: of the model. One whose fp32 weights take no more than an eighth of a GPU's
+            memory is computed in as on a CPU (before Ampere all in fp32), so that the numbers
+            compare.
 
     Raises:
         ValueError: ``device`` is neither a CPU nor a CUDA device that is present.
@@ -63,14 +64,7 @@ def choose_precision(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = torch.device(device).type
     if kind == "cuda" and torch.cuda.is_available():
-        if torch.cuda.get_device_capability(device) >= (8, 0):
-            memory = torch.cuda.get_device_properties(device).total_memory
-            if parameters is None or 4 * parameters > memory / 8:
-                return Precision(device, torch.bfloat16, None, "this GPU has native bf16")
-            if exact:
-                return Precision(device, torch.float32, None, BATCH)
-            return Precision(device, torch.float32, torch.bfloat16, "the model is small")
-        return Precision(device, torch.float16, None, "this GPU has fp16 but no native bf16")
+        return _on_gpu(device, exact, parameters)
     if kind != "cpu":
         raise ValueError(f"device {device!r} is not available here; use 'cpu' or a CUDA device.")
     if exact:
@@ -79,6 +73,17 @@ def choose_precision(
     if instruction is None:
         return Precision("cpu", torch.float32, None, "no fast bf16 on this CPU")
     return Precision("cpu", torch.float32, torch.bfloat16, f"this CPU has {instruction}")
+
+
+def _on_gpu(device: str, exact: bool, parameters: int | None) -> Precision:
+    native = torch.cuda.get_device_capability(device) >= (8, 0)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    if parameters is not None and 4 * parameters <= memory / 8:
+        products = torch.bfloat16 if native and not exact else None
+        return Precision(device, torch.float32, products, BATCH if exact else "the model is small")
+    if native:
+        return Precision(device, torch.bfloat16, None, "this GPU has native bf16")
+    return Precision(device, torch.float16, None, "this GPU has fp16 but no native bf16")
 
 
 def _cpu_bf16_instruction() -> str | None:

@@ -25,6 +25,7 @@ from xb_lite.own_files import own_file
 from xb_lite.rates import Mean, Rate, mean, rate
 
 SCHEMA = 1
+INDEX = Path("index.json")
 VERSIONS = ("xb-lite", "torch", "transformers", "peft", "numpy")
 FIELDS = {
     *("schema", "command", "started", "seconds", "hardware", "versions"),
@@ -184,6 +185,19 @@ def published(name: str) -> Path:
         ValueError: it is neither here nor at its public address.
     """
     return own_file(f"results/{name}")
+
+
+def write_index(folder: Path) -> None:
+    """Write which results are in ``folder``, for ``published_results``: a web address cannot be
+    listed."""
+    names = sorted({file.stem for file in folder.glob("*.json")} - {INDEX.stem})
+    (folder / INDEX).write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+
+
+def published_results(folder: str) -> list[str]:
+    """Names of the results in a folder of the book's own ``results/``, e.g.
+    ``"cpu/test/smollm2-135m-aligned"``; errors as of ``published``."""
+    return json.loads(published(f"{folder}/{INDEX}").read_text(encoding="utf-8"))
 
 
 def find(result: dict, metric: str, **where: str | None) -> Rate | Mean:

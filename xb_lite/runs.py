@@ -8,11 +8,12 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
@@ -75,7 +76,10 @@ def arguments(
     name = "activation" if hasattr(kind, "activation_checkpointing") else "gradient"
     settings[f"{name}_checkpointing"] = recipe.gradient_checkpointing
     settings[f"{name}_checkpointing_kwargs"] = {"use_reentrant": False}
-    return kind(**{**settings, **more})
+    made = kind(**{**settings, **more})
+    if made.n_gpu > 1:  # without a launcher Trainer would share each step among all GPUs by itself
+        made._n_gpu = 1
+    return made
 
 
 class Progress(TrainerCallback):
@@ -180,6 +184,12 @@ def adapted(model: PreTrainedModel, recipe: Budget, seed: int) -> Iterator[PeftM
         for name, value in model.named_parameters():
             value.requires_grad_(flags[name])
         model.eval()
+
+
+def no_casts_twice(model: PeftModel, precision: Precision) -> AbstractContextManager:
+    """Autocast casts what goes into the adapter's products; peft would cast it to the dtype of the
+    adapter's weights before, and both once more on the way back."""
+    return disable_input_dtype_casting(model, active=precision.products is not None)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ import torch
 import transformers
 
 from xb_lite.figures import use_style
-from xb_lite.precision import Precision, choose_precision
+from xb_lite.models import precision_of
+from xb_lite.precision import Precision
 
 PROFILES = ("smoke", "quick", "full")
 
@@ -25,7 +26,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Session:
-    """What ``start`` found. ``tier`` is ``cpu``, ``t4`` or ``a100``, the columns of the tables."""
+    """What ``start`` found. ``tier`` is ``cpu``, ``t4`` or ``a100``, the columns of the tables;
+    ``precision`` that of the default model."""
 
     profile: str
     tier: str
@@ -55,7 +57,7 @@ def start() -> Session:
         raise ValueError(f"XB_PROFILE is {profile!r}; it must be one of {', '.join(PROFILES)}.")
     use_style()
     transformers.utils.logging.disable_progress_bar()  # loading takes a second here
-    session = Session(profile, tier(), choose_precision())
+    session = Session(profile, tier(), precision_of())
     print(session)
     return session
 

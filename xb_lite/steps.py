@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import ModelOutput
@@ -60,9 +59,6 @@ def forward(model: nn.Module, peft_model: PeftModel, batch: Batch, recipe: Recip
     with ExitStack() as stack:
         stack.enter_context(watch_layers(peft_model, range(recipe.lora_layers), see, stop=False))
         stack.enter_context(without_head(peft_model.get_base_model()))
-        if torch.is_autocast_enabled(batch["input_ids"].device.type):
-            # It casts for the adapter's products; peft would cast to the weights' dtype before.
-            stack.enter_context(disable_input_dtype_casting(peft_model))
         if recipe.retain == "absolute":
             # Not output_hidden_states: transformers' hooks would stay, on these layers alone.
             decoder = peft_model.get_base_model().base_model

@@ -115,7 +115,8 @@ class _KeepGood(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_) -> None:
         trainer = self.trainer
-        trainer.terms = trainer.accelerator.reduce(trainer.terms, "sum").cpu()
+        terms = trainer.terms.to(args.device)  # NCCL knows GPUs alone
+        trainer.terms = trainer.accelerator.reduce(terms, "sum").cpu()
         learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if all(map(math.isfinite, trainer.terms.tolist())):
             self.good = {name: value.detach().clone() for name, value in learned.items()}

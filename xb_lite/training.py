@@ -34,6 +34,7 @@ from xb_lite.runs import (
     curve,
     fast_attention,
     last_checkpoint,
+    no_casts_twice,
     take_up,
 )
 from xb_lite.steps import Reference, forward, step_terms, token_counts
@@ -100,6 +101,7 @@ def train(
         nullcontext() if baseline else lowest_layers(model, recipe.lora_layers),
         adapted(model, recipe, seed) as learning,
         fast_attention(model, precision, max(map(len, pairs))) if baseline else by_row(model),
+        no_casts_twice(learning, precision),
         clear_memory_errors(recipe),
         StopAfterStep() as stop,
     ):
