@@ -8,7 +8,7 @@ begin anew; within ``by_row`` nothing is computed across rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from jaxtyping import Float
@@ -45,11 +45,16 @@ def as_rows(
     return torch.nn.functional.pad(rows, (0, 0, 0, width - rows.shape[1]))
 
 
-@contextmanager
-def by_row(model: PreTrainedModel) -> Iterator[None]:
+def by_row(model: PreTrainedModel) -> AbstractContextManager:
     """Within, attention is computed row by row; around backward too, which may recompute it."""
+    return attention(model, NAME)
+
+
+@contextmanager
+def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Within, the model has one of transformers' attention implementations."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:
