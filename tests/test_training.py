@@ -765,6 +765,17 @@ def test_padded_items_that_are_long_keep_the_models_own_attention(tokenizer):
         assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("precision", [EXACT, MIXED])
+def test_what_goes_into_the_adapter_is_cast_by_autocast_alone(tokenizer, precision):
+    recipe, model, seen = tiny_recipe(), model_of(tokenizer), []
+    with adapted(model, recipe, 0) as learning, runs.no_casts_twice(learning, precision):
+        into = model.model.layers[0].mlp.down_proj.lora_A["default"]
+        into.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].dtype))
+        with precision.autocast():
+            logits(model)
+    assert seen == [precision.products or torch.float32]
+
+
 def test_layers_above_those_that_learn_are_never_run(tmp_path, tokenizer):
     model = model_of(tokenizer)
     calls = [0] * LAYERS
