@@ -57,7 +57,7 @@ def html_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     cell is one on the page."""
 
     def line(cells: Iterable[str], tag: str) -> str:
-        look = 'style="white-space:nowrap;padding:2px 10px;text-align:left"'
+        look = 'style="white-space:nowrap;padding:2px 6px;text-align:left"'
         texts = (escape(cell).replace("\n", "<br>") for cell in cells)
         return f"<tr>{''.join(f'<{tag} {look}>{text}</{tag}>' for text in texts)}</tr>"
 
