@@ -42,7 +42,9 @@ def as_rows(
 ) -> Float[Tensor, "row token dim"]:
     """The rows of a state apart again, padded on the right with zeros to ``width`` tokens."""
     rows = pad_sequence(state[0].split(row_lengths), batch_first=True)
-    return torch.nn.functional.pad(rows, (0, 0, 0, width - rows.shape[1]))
+    missing = width - rows.shape[1]
+    # Padding by nothing would copy all of it, in every layer and once more on the way back.
+    return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def by_row(model: PreTrainedModel) -> AbstractContextManager:
