@@ -757,14 +757,6 @@ def test_the_model_is_whole_again(tmp_path, tokenizer, changes):
     assert snapshot(model) == before
 
 
-def test_padded_items_that_are_long_keep_the_models_own_attention(tokenizer):
-    model = model_of(tokenizer)
-    for longest, wanted in ((runs.SHORT, "eager"), (runs.SHORT + 1, "sdpa")):
-        with runs.fast_attention(model, EXACT, longest):
-            assert model.config._attn_implementation == wanted
-        assert model.config._attn_implementation == "sdpa"
-
-
 @pytest.mark.parametrize("precision", [EXACT, MIXED])
 def test_what_goes_into_the_adapter_is_cast_by_autocast_alone(tokenizer, precision):
     recipe, model, seen = tiny_recipe(), model_of(tokenizer), []

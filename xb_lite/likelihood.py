@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xb_lite.dialogues import Dialogue, encode
 from xb_lite.hidden import batches_by_length
+from xb_lite.padding_free import end_to_end
 
 BATCH_TOKENS = 4096
 
@@ -89,14 +90,14 @@ def token_logits(
     """What the model, with its gradient, predicts at the places of the tokens of ``counted``, in
     their order; arguments as in ``token_losses``."""
     before = pad(counted[:, 1:], (0, 1))  # a token is read out of the state before it
+    read = before[batch["attention_mask"].bool()]  # of the rows laid end to end
 
     def only(_module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (inputs[0][before],)
+        return (inputs[0][0, read],)
 
     handle = peft_model.get_output_embeddings().register_forward_pre_hook(only)
     try:
-        ids, attention = batch["input_ids"], batch["attention_mask"]
-        output = model(input_ids=ids, attention_mask=attention, use_cache=False)
+        output = model(**end_to_end(batch), use_cache=False)
     finally:
         handle.remove()
     return output.logits.float()

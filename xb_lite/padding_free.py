@@ -8,7 +8,7 @@ begin anew; within ``by_row`` nothing is computed across rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -47,16 +47,11 @@ def as_rows(
     return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
-def by_row(model: PreTrainedModel) -> AbstractContextManager:
-    """Within, attention is computed row by row; around backward too, which may recompute it."""
-    return attention(model, NAME)
-
-
 @contextmanager
-def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Within, the model has one of transformers' attention implementations."""
+def by_row(model: PreTrainedModel) -> Iterator[None]:
+    """Within, attention is computed row by row; around backward too, which may recompute it."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(name)
+    model.set_attn_implementation(NAME)
     try:
         yield
     finally:

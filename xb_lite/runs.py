@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -21,12 +21,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from xb_lite.adapters import FILES, read_run
-from xb_lite.padding_free import attention
 from xb_lite.precision import Precision
 from xb_lite.recipes import LINEAR, Budget
 
 SAVE_EVERY = 25  # steps between checkpoints
-SHORT = 384  # tokens, see fast_attention
 
 
 class TrainingError(RuntimeError):
@@ -191,15 +189,6 @@ def no_casts_twice(model: PeftModel, precision: Precision) -> AbstractContextMan
     """Autocast casts what goes into the adapter's products; peft would cast it to the dtype of the
     adapter's weights before, and both once more on the way back."""
     return disable_input_dtype_casting(model, active=precision.products is not None)
-
-
-def fast_attention(
-    model: PreTrainedModel, precision: Precision, longest: int
-) -> AbstractContextManager:
-    """For short items with padding on a CPU plain products, which are 2 to 4 times as fast as
-    torch's fused attention with a mask."""
-    short = precision.device == "cpu" and longest <= SHORT
-    return attention(model, "eager") if short else nullcontext()
 
 
 @contextmanager

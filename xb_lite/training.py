@@ -32,7 +32,6 @@ from xb_lite.runs import (
     adapted,
     clear_memory_errors,
     curve,
-    fast_attention,
     last_checkpoint,
     no_casts_twice,
     take_up,
@@ -100,7 +99,7 @@ def train(
     with (
         nullcontext() if baseline else lowest_layers(model, recipe.lora_layers),
         adapted(model, recipe, seed) as learning,
-        fast_attention(model, precision, max(map(len, pairs))) if baseline else by_row(model),
+        by_row(model),
         no_casts_twice(learning, precision),
         clear_memory_errors(recipe),
         StopAfterStep() as stop,
