@@ -19,6 +19,7 @@ from xb_lite import __main__, experiments, own_files, results, tables  # noqa: E
 from xb_lite.attacks import PREFILL, attacked  # noqa: E402
 from xb_lite.corpora import load_corpus  # noqa: E402
 from xb_lite.experiments import Subject, evaluate_subject, prompted, spread  # noqa: E402
+from xb_lite.evaluation import read_log  # noqa: E402
 from xb_lite.generation import Decoding, Reply  # noqa: E402
 from xb_lite.judges import INTENTION_ANALYSIS, XSTEST  # noqa: E402
 from xb_lite.precision import choose_precision  # noqa: E402
@@ -151,6 +152,18 @@ def test_replies_are_judged_by_those_asked_to(tmp_path, monkeypatch):
     )
     rows = [row for row in read_result(path)["rows"] if row["metric"] == "asr"]
     assert {row["judge"] for row in rows} == {"xstest", "intention-analysis"}
+
+
+def test_the_log_beside_a_result_is_of_the_same_items(tmp_path, monkeypatch):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    subject = Subject("polite", "polite", Polite())
+    for limit in (3, 4):  # spread over a set, they are others
+        items = experiments.plan(["harmful"], [], limit=limit)
+        path = evaluate_subject(
+            subject, items, choose_precision(), Decoding(), tmp_path, judged_by=[XSTEST]
+        )
+        logged = {outcome.id for outcome in read_log(path.with_suffix(".jsonl"))}
+        assert logged == {item.id for item in items}
 
 
 def test_a_subject_behind_a_prompt_is_another_subject():

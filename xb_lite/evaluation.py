@@ -58,6 +58,7 @@ def evaluate(
     subject: dict[str, str],
     log: str | Path,
     resume: bool = True,
+    alone: bool = False,
 ) -> list[Outcome]:
     """Ask every item, judge every reply, and write an outcome a line into ``log``.
 
@@ -68,6 +69,7 @@ def evaluate(
     Args:
         subject: what is evaluated, e.g. ``{"model": digest, "defense": "none"}``: replies are
             cached under it, so two subjects must differ in it.
+        alone: at the end leave no outcomes of other items in the log. Their replies stay cached.
 
     Returns:
         Outcomes of ``items``, in their order.
@@ -89,6 +91,8 @@ def evaluate(
                 _take_up(done, item, _is_outcome)
             _ask(backend, [item for item in items if item.id not in done.rows], decoding, said)
         _judge(items, judges, said, done)  # others that wait for the replies need not wait for this
+        if alone:
+            done.keep({item.id for item in items})
         return [_outcome(done.rows[item.id]) for item in items]
 
 

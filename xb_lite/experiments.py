@@ -243,7 +243,8 @@ def evaluate_subject(
 ) -> Path:
     """Evaluate a subject on all items and write ``<folder>/<subject>/<defense>.json``.
 
-    The log lies beside it (``.jsonl``). A run that was stopped goes on where it was.
+    The log lies beside it (``.jsonl``), of the same items. A run that was stopped goes on where it
+    was.
 
     Args:
         items: from ``plan``.
@@ -271,6 +272,7 @@ def evaluate_subject(
             subject=subject.identity(precision),
             log=path.with_suffix(".jsonl"),
             resume=resume,
+            alone=True,
         )
         rows = [*summarise(outcomes), *capability_rows(subject, split)]
         if tasks:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -77,6 +77,15 @@ class Log:
         """Write rows that are done, each with an ``id`` of its own; on disk when this returns."""
         self._write("".join(map(_line, rows)))
         self.rows.update({row["id"]: row for row in rows})
+
+    def keep(self, ids: Collection[str]) -> None:
+        """Leave only these rows in the file, which is replaced in one step."""
+        rows = {name: row for name, row in self.rows.items() if name in ids}
+        if len(rows) < len(self.rows):
+            part = self.path.with_suffix(".part")
+            part.write_text("".join(map(_line, [{"run": self.run}, *rows.values()])))
+            part.replace(self.path)
+            self.rows = rows
 
     def _locked(self) -> bool:
         """True where no other process has the lock, which is then this one's."""
