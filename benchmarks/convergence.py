@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import t
 from torch import Tensor, nn
 from torch.autograd import grad
 
@@ -41,7 +40,7 @@ from xb_lite.models import precision_of
 from xb_lite.padding_free import by_row
 from xb_lite.pairs import Pair, collate, draw_pairs
 from xb_lite.precision import Precision
-from xb_lite.rates import Mean, rate
+from xb_lite.rates import Mean, mean_of_runs, rate
 from xb_lite.recipes import Recipe, as_fields, load_recipe
 from xb_lite.results import mean_row, provenance, rate_row, write_result
 from xb_lite.runs import adapted, no_casts_twice
@@ -295,15 +294,6 @@ def steps_to(curve: Sequence[dict[str, float]], level: float) -> int | None:
     return next((int(row["step"]) for row in curve if row["erase"] <= level), None)
 
 
-def over_seeds(values: Sequence[float]) -> Mean:
-    """Mean of one value a seed, with Student's 95 % interval: five are too few for a bootstrap."""
-    found = np.asarray(values, dtype=float)
-    middle, half = float(found.mean()), abs(float(found.mean()))  # one seed says little of others
-    if len(found) > 1:
-        half = float(t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5)
-    return Mean(middle, len(found), middle - half, middle + half)
-
-
 def summary_rows(runs: Sequence[dict]) -> list[dict]:
     """The book's numbers, each over seeds; ``set`` is the arm, or the arm less the other.
 
@@ -333,14 +323,14 @@ def summary_rows(runs: Sequence[dict]) -> list[dict]:
                     None,
                 )
             )
-            steps = over_seeds(list(last[arm].values()))
+            steps = mean_of_runs(list(last[arm].values()))
             rows.append(mean_row(steps, f"steps to erase {level}", arm, NO_ATTACK))
             both = sorted(last[arm].keys() & last.get("separate", {}).keys())
             if arm == "separate" or not both:
                 continue
             name = f"{arm} less separate"
-            gained = over_seeds([last[arm][s] - last["separate"][s] for s in both])
-            share = over_seeds([1 - last["separate"][s] / last[arm][s] for s in both])
+            gained = mean_of_runs([last[arm][s] - last["separate"][s] for s in both])
+            share = mean_of_runs([1 - last["separate"][s] / last[arm][s] for s in both])
             rows.append(mean_row(gained, f"steps saved to erase {level}", name, NO_ATTACK))
             rows.append(mean_row(share, f"share of steps saved to erase {level}", name, NO_ATTACK))
     for arm, of_arm in by_arm.items():
@@ -353,7 +343,7 @@ def summary_rows(runs: Sequence[dict]) -> list[dict]:
                 ]
                 if found:
                     metric = f"{name} gradient at step {step}"
-                    rows.append(mean_row(over_seeds(found), metric, arm, NO_ATTACK))
+                    rows.append(mean_row(mean_of_runs(found), metric, arm, NO_ATTACK))
     return [*rows, *_state_rows(by_arm)]
 
 
@@ -379,13 +369,13 @@ def _state_rows(by_arm: dict[str, dict[int, dict]]) -> list[dict]:
                 if not seen:
                     continue
                 for metric, of in MEASURES.items():
-                    change = over_seeds([of(found) / of(before) - 1 for found in seen])
+                    change = mean_of_runs([of(found) / of(before) - 1 for found in seen])
                     rows.append(mean_row(change, f"{metric}, step {step}", arm, place))
                 if "by k" in before and all("by k" in found for found in seen):
                     slope, constant = power_of_k(before)
                     lines = [power_of_k(found) for found in seen]
-                    steeper = over_seeds([line[0] - slope for line in lines])
-                    longer = over_seeds([line[1] / constant - 1 for line in lines])
+                    steeper = mean_of_runs([line[0] - slope for line in lines])
+                    longer = mean_of_runs([line[1] / constant - 1 for line in lines])
                     rows.append(mean_row(steeper, f"slope, step {step}", arm, place))
                     rows.append(mean_row(longer, f"constant, step {step}", arm, place))
                 paired = paired_difference(

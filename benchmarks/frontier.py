@@ -141,7 +141,7 @@ def main() -> None:
     precision = precision_of(args.model, exact=True)
     decoding = Decoding(args.max_new_tokens)
     folder = Path(args.results) / tier() / args.split
-    judged_by = judges(precision)[: None if args.service else -1]
+    judged_by = judges()[: None if args.service else -1]
     for method in args.methods:
         settings = SWEEP[method]
         if args.setting is not None:

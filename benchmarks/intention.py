@@ -32,7 +32,7 @@ from xb_lite.intention import second_stage, two_stage
 from xb_lite.model_files import DEFAULT
 from xb_lite.models import load_model, model_digest
 from xb_lite.precision import choose_precision
-from xb_lite.rates import mean, rate
+from xb_lite.rates import mean_of_runs, rate
 from xb_lite.results import mean_row, provenance, rate_row, write_result
 
 
@@ -99,7 +99,7 @@ def main() -> None:
     spelled = sum(a.text != b.text and a.prompt_tokens != b.prompt_tokens for a, b in pairs)
     print(f"of the other {len(pairs) - same}, after different numbers of tokens: {spelled}")
 
-    second, both = (mean(column) for column in zip(*ratios, strict=True))
+    second, both = (mean_of_runs(column) for column in zip(*ratios, strict=True))
     agreed = rate([a.text == b.text for a, b in pairs])
     rows = [
         mean_row(second, "ratio-second", "prompts", "direct"),

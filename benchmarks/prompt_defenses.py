@@ -76,7 +76,7 @@ def main() -> None:
     precision = precision_of(args.model, exact=args.precision == "fp32")
     print(f"{len(items)} items, {precision}", flush=True)
     bare = local_subject(args.model, precision)
-    judged_by = judges(precision)
+    judged_by = judges()
     decoding = Decoding(args.max_new_tokens)
     for name in args.defenses:
         subject = bare if name == "none" else prompted(bare, name)

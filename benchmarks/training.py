@@ -47,7 +47,7 @@ from xb_lite.hidden import decoder_layers, lowest_layers
 from xb_lite.padding_free import by_row
 from xb_lite.pairs import Pair, collate, draw_pairs
 from xb_lite.precision import Precision, choose_precision
-from xb_lite.rates import mean
+from xb_lite.rates import mean_of_runs
 from xb_lite.recipes import Recipe, load_recipe
 from xb_lite.results import mean_row, provenance, write_result
 from xb_lite.runs import adapted, no_casts_twice
@@ -125,7 +125,7 @@ def main() -> None:
         "own-memory-ratio": [theirs.own / ours.own for theirs, ours in both],
         "share-of-peak": [useful / run.seconds / peak for run in found["xb_lite"]],
     }
-    means = {what: mean(each) for what, each in values.items()}
+    means = {what: mean_of_runs(each) for what, each in values.items()}
     for what, each in means.items():
         print(f"{what:16} {each}")
     print(f"the matrix-product peak is {peak / 1e9:.0f} GFLOP/s")

@@ -12,6 +12,7 @@ from tiny import tiny_model, tiny_recipe, tiny_sets
 from xb_lite.experiments import Subject
 from xb_lite.generation import LocalBackend
 from xb_lite.precision import Precision
+from xb_lite.rates import mean_of_runs  # noqa: E402
 from xb_lite.results import find, read_result
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -130,10 +131,10 @@ def test_states_are_reduced_where_asked(subject, dialogues, monkeypatch):
 def test_steps_to_a_level_and_their_mean():
     curve = [{"step": n, "erase": value} for n, value in enumerate((1, 0.95, 0.8, 0.9), 1)]
     assert [convergence.steps_to(curve, x) for x in (1, 0.9, 0.8, 0.7)] == [1, 3, 3, None]
-    found = convergence.over_seeds([10, 12, 14])
+    found = mean_of_runs([10, 12, 14])
     assert (found.value, found.n) == (12, 3)
     assert found.high - 12 == pytest.approx(4.303 * 2 / 3**0.5, rel=1e-3)
-    one = convergence.over_seeds([7])
+    one = mean_of_runs([7])
     assert (one.low, one.high) == (0, 14)
 
 

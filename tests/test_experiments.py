@@ -16,10 +16,11 @@ import displacement as moves  # noqa: E402
 import frontier  # noqa: E402
 
 from xb_lite import __main__, experiments, own_files, results, tables  # noqa: E402
+from xb_lite.adapters import AdapterError  # noqa: E402
 from xb_lite.attacks import PREFILL, attacked  # noqa: E402
 from xb_lite.corpora import load_corpus  # noqa: E402
-from xb_lite.experiments import Subject, evaluate_subject, prompted, spread  # noqa: E402
 from xb_lite.evaluation import read_log  # noqa: E402
+from xb_lite.experiments import Subject, evaluate_subject, prompted, spread  # noqa: E402
 from xb_lite.generation import Decoding, Reply  # noqa: E402
 from xb_lite.judges import INTENTION_ANALYSIS, XSTEST  # noqa: E402
 from xb_lite.precision import choose_precision  # noqa: E402
@@ -50,6 +51,12 @@ def test_a_limit_is_spread_over_the_set():
     assert [item.id for item in experiments.plan(["benign"], limit=1000)] == whole
 
 
+def test_an_adapter_is_not_put_on_a_model_of_the_same_shapes():
+    folder = own_files.own_file("artifacts/cpu/x-boundary/run.json").parent
+    with pytest.raises(AdapterError, match="is of smollm2-135m-aligned, not of smollm2-135m"):
+        experiments.local_subject("smollm2-135m", choose_precision(exact=True), folder)
+
+
 @given(st.integers(0, 60), st.none() | st.integers(1, 80))
 def test_a_spread_is_even_and_in_order(count, limit):
     some = spread(range(count), limit)
@@ -67,7 +74,8 @@ def test_a_spread_is_even_and_in_order(count, limit):
         (["--attacks", "nonsense"], "there is no attack 'nonsense'"),
         (["--limit", "0"], "the limit is 0"),
         (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
-        (["--server", "nonsense"], "base_url must look like"),
+        (["a-model", "--server", "nonsense"], "base_url must look like"),
+        (["--server", "http://127.0.0.1:1/v1"], "name one of them"),
         (["no/such/model/anywhere"], "neither"),
         (["--adapter", "nowhere"], "there is no adapter in nowhere"),
         (["--defense", "nonsense"], "there is no defense 'nonsense'"),

@@ -42,6 +42,13 @@ def test_local_folder(folder):
     assert model.dtype == torch.float32 and tokenizer.pad_token is not None
 
 
+def test_what_decoding_a_model_brings_is_left_out(folder):
+    brought = {"repetition_penalty": 1.1, "eos_token_id": [1, 2], "pad_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(brought))
+    config = load_model(folder, FP32)[0].generation_config
+    assert config.repetition_penalty is None and config.eos_token_id == [1, 2]
+
+
 def test_weights_take_the_dtype_of_the_precision(folder):
     model, _ = load_model(folder, Precision("cpu", torch.bfloat16, None, "tests"))
     assert model.dtype == torch.bfloat16
@@ -120,6 +127,13 @@ def test_hub_errors_are_one_sentence_each(hub, tmp_path, name, endpoint, reason)
 def test_digest_of_a_spec_is_that_of_its_file():
     assert model_digest().startswith("b179c9523d0e")
     assert model_digest("some/model") == "some/model"
+
+
+def test_digest_of_a_folder_is_of_what_is_in_it(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    before = model_digest(tmp_path)
+    (tmp_path / "config.json").write_text("{ }")
+    assert len(before) == 64 and model_digest(tmp_path) != before
 
 
 def test_the_aligned_model_refuses_what_the_default_one_answers(default_model):

@@ -46,9 +46,20 @@ def test_mcnemar_is_the_exact_sign_test():
     assert found.p == pytest.approx(2 * 0.5**5)
 
 
-def test_same_seed_same_interval():
-    one, other = [True, False, True, True], [False, False, True, False]
-    assert difference(one, other) == difference(one, other)
+@pytest.mark.parametrize(("wins", "losses", "n"), [(0, 0, 60), (60, 0, 60), (0, 1, 1)])
+def test_a_paired_interval_has_a_width(wins, losses, n):
+    one, other = [k < wins for k in range(n)], [k < losses for k in range(n)]
+    found = difference(one, other)
+    assert -1 <= found.low < found.high <= 1 and found.low <= found.value <= found.high
+
+
+def test_paired_interval_covers_the_truth_about_as_often_as_it_says():
+    draw, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        won, lost = draw.random(30) < 0.2, draw.random(30) < 0.2
+        found = difference(won & ~lost, lost & ~won)
+        covered += found.low <= 0 <= found.high
+    assert 0.92 < covered / 1000 < 0.99
 
 
 def test_nothing_measured_is_refused():

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Goes on where an earlier run stopped. Replies stay in the cache folder.",
     )
     evaluate.add_argument(
-        "model", nargs="?", default=DEFAULT, help="a name, a folder, a hub id; a server's own name"
+        "model", nargs="?", help="a name, a folder, a hub id; a server's own name"
     )
     evaluate.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
     evaluate.add_argument("--defense", help="by prompt alone: ia, ia-one-pass, self-reminder, …")
@@ -144,16 +144,16 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.split,
     )
     decoding = Decoding(args.max_new_tokens)
-    precision = precision_of(args.model, exact=True)
+    name = args.model or DEFAULT
+    precision = precision_of(name, exact=True)
     print(f"{len(items)} items, {precision}")
     if args.defense:
         defense_named(args.defense)  # before a model is loaded
-    if args.server and args.adapter:
-        raise ValueError("an adapter cannot be put on a model behind a server.")
+    _check_server(args, args.model)
     if args.server:
         subject = experiments.remote_subject(args.server, args.model)
     else:
-        subject = experiments.local_subject(args.model, precision, args.adapter)
+        subject = experiments.local_subject(name, precision, args.adapter)
     if args.defense:
         subject = experiments.prompted(subject, args.defense)
     folder = Path(args.results) / (tier() if not args.server else "server")
@@ -165,6 +165,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         folder,
         split=args.split,
         tasks=args.tasks,
+        task_limit=args.limit,
         resume=args.resume,
     )
     print_result(path)
@@ -187,25 +188,26 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _upstream(args: argparse.Namespace) -> Upstream:
-    from xb_lite.adapters import merged
     from xb_lite.local_upstream import LocalModel
-    from xb_lite.models import load_model, precision_of
+    from xb_lite.models import load_defended, precision_of
     from xb_lite.upstreams import RemoteModel
 
     name = args.named or args.model
     if args.named and args.model:
         raise ValueError(f"{args.model} and {args.named}: name one model.")
-    if args.server and args.adapter:
-        raise ValueError("an adapter cannot be put on a model behind a server.")
-    if args.server and not name:
-        raise ValueError("a server may have several models: name one of them by --model.")
+    _check_server(args, name)
     if args.server:
         return RemoteModel(args.server, name, os.environ.get("OPENAI_API_KEY"), args.timeout)
     precision = precision_of(name or DEFAULT, exact=True)
-    model, tokenizer = load_model(name or DEFAULT, precision)
-    if args.adapter:
-        model = merged(model, args.adapter)
+    model, tokenizer = load_defended(name or DEFAULT, precision, args.adapter)
     return LocalModel(Path(name or DEFAULT).name, model, tokenizer, precision)
+
+
+def _check_server(args: argparse.Namespace, name: str | None) -> None:
+    if args.server and args.adapter:
+        raise ValueError("an adapter cannot be put on a model behind a server.")
+    if args.server and not name:
+        raise ValueError("a server may have several models: name one of them.")
 
 
 if __name__ == "__main__":

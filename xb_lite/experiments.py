@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xb_lite.adapters import WEIGHTS, merged, read_run
+from xb_lite.adapters import WEIGHTS, read_run
 from xb_lite.attacks import ATTACKS, Item, attacked, load_items
 from xb_lite.capability import passage_losses, quiz
 from xb_lite.corpora import load_passages, load_quiz, load_wrappers
@@ -24,12 +24,12 @@ from xb_lite.dialogues import Dialogue, as_dialogue
 from xb_lite.evaluation import digest, evaluate
 from xb_lite.generation import Backend, Decoding, LocalBackend
 from xb_lite.gibberish import Gibberish
-from xb_lite.harness import harness_rows
+from xb_lite.harness import check_tasks, harness_rows
 from xb_lite.hidden import decoder_layers
 from xb_lite.intention import Defended, defense_named, last_prompts
 from xb_lite.judges import REFUSAL_JUDGES, Judge
 from xb_lite.model_files import DEFAULT, cache_folder
-from xb_lite.models import load_model, model_digest, precision_of
+from xb_lite.models import load_defended, load_model, model_digest, precision_of
 from xb_lite.precision import Precision
 from xb_lite.rates import Mean, mean, rate
 from xb_lite.recipes import Budget
@@ -79,14 +79,14 @@ def local_subject(
         ModelError, FetchError: see ``load_model``.
         AdapterError: there is no adapter of this model in the folder.
     """
-    model, tokenizer = load_model(name, precision)
+    model, tokenizer = load_defended(name, precision, adapter)
     found, defense = None, "none"
     if adapter is not None:
         adapter = Path(adapter)
-        model, defense = merged(model, adapter), adapter.name
+        defense = adapter.name
         run = (read_run(adapter) or {}).get("run")
         found = {"recipe": run, "digest": sha256_of(adapter / WEIGHTS)}
-    backend = LocalBackend(model, tokenizer)
+    backend = LocalBackend(model, tokenizer, precision=precision)
     return Subject(Path(name).name, model_digest(name), backend, model, tokenizer, defense, found)
 
 
@@ -131,8 +131,9 @@ def adapter_folder(recipe: str, seed: int) -> Path:
 
 def remote_subject(server: str, name: str) -> Subject:
     """A model behind an OpenAI-compatible server, under the server's own ``name`` for it; its
-    digest is that name. Raises ValueError or RemoteError for a bad address or a missing key."""
-    return Subject(Path(name).name, name, RemoteBackend(server, name))
+    digest is that name with the address. Raises ValueError or RemoteError for a bad address or a
+    missing key."""
+    return Subject(Path(name).name, f"{name} at {server}", RemoteBackend(server, name))
 
 
 def prompted(subject: Subject, name: str) -> Subject:
@@ -185,8 +186,10 @@ def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
     return [items[i * len(items) // n] for i in range(n)]
 
 
-def judges(precision: Precision) -> list[Judge]:
-    """The judges that run on a laptop, with the default model as their reference."""
+def judges() -> list[Judge]:
+    """The judges that run on a laptop, with the default model as their reference, in the numbers
+    that they were calibrated in, whatever the subject's."""
+    precision = precision_of(exact=True)
     gibberish = Gibberish(*load_model(DEFAULT, precision), precision)
     return [*REFUSAL_JUDGES, gibberish, Service(gibberish)]
 
@@ -238,6 +241,7 @@ def evaluate_subject(
     *,
     split: str = "test",
     tasks: Sequence[str] = (),
+    task_limit: int | None = None,
     judged_by: Sequence[Judge] | None = None,
     resume: bool = True,
 ) -> Path:
@@ -248,9 +252,10 @@ def evaluate_subject(
 
     Args:
         items: from ``plan``.
-        precision: of subject and judges.
+        precision: of the subject.
         split: of ``items``, and of what capability is measured on.
-        tasks: names of lm-evaluation-harness tasks, measured as well (see ``harness_rows``).
+        tasks: names of lm-evaluation-harness tasks, measured as well, on the first ``task_limit``
+            items of each (see ``harness_rows``).
         judged_by: default: ``judges``.
 
     Raises:
@@ -262,21 +267,24 @@ def evaluate_subject(
         raise ValueError(
             "harness tasks need a model on this machine, not one behind a server or a prompt."
         )
+    if tasks:
+        check_tasks(tasks)
     path = Path(folder) / subject.name / f"{subject.defense}.json"
+    outcomes = evaluate(
+        subject.backend,
+        items,
+        judges() if judged_by is None else judged_by,
+        decoding,
+        subject=subject.identity(precision),
+        log=path.with_suffix(".jsonl"),
+        resume=resume,
+        alone=True,
+    )
+    rows = summarise(outcomes)
     with precision.autocast():
-        outcomes = evaluate(
-            subject.backend,
-            items,
-            judges(precision) if judged_by is None else judged_by,
-            decoding,
-            subject=subject.identity(precision),
-            log=path.with_suffix(".jsonl"),
-            resume=resume,
-            alone=True,
-        )
-        rows = [*summarise(outcomes), *capability_rows(subject, split)]
+        rows += capability_rows(subject, split)
         if tasks:
-            rows += harness_rows(subject.model, subject.tokenizer, tasks)
+            rows += harness_rows(subject.model, subject.tokenizer, tasks, task_limit)
     asked = [(item.id, item.request, item.turns, item.prefill) for item in items]
     sets = list(dict.fromkeys(item.set for item in items))
     write_result(

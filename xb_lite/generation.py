@@ -7,6 +7,7 @@ as in ActorAttack and in the multi-round evaluation of the X-Boundary code.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from xb_lite.dialogues import Dialogue, as_dialogue, check_dialogue, encode, render
 from xb_lite.hidden import batches_by_length
+from xb_lite.precision import Precision
 
 ROOM = 128  # tokens that a key-value buffer grows by
 TAG_TOKENS = 16  # room for a template's tags around one turn, when batches are planned
@@ -71,7 +73,8 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class LocalBackend:
-    """A transformers model on this machine, in the precision of the surrounding context.
+    """A transformers model on this machine, in ``precision``; without, in that of the surrounding
+    context.
 
     ``batch_tokens`` bounds the tokens of one batch: prompts, replies and padding.
     """
@@ -79,6 +82,7 @@ class LocalBackend:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     batch_tokens: int = 32768
+    precision: Precision | None = None
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
@@ -100,7 +104,7 @@ class LocalBackend:
         replies: list[Reply | None] = [None] * len(rows)
         with tqdm(total=len(rows), desc="replies", delay=2, leave=False) as bar:
             for batch in self._batches([len(row) + begun for row in rows], 1, decoding):
-                talk = _Talk(self.model, self.tokenizer)
+                talk = _Talk(self.model, self.tokenizer, self.precision)
                 said = talk.go_on([rows[i] for i in batch], decoding, prefill)
                 for i, reply in zip(batch, said, strict=True):
                     replies[i] = reply
@@ -144,7 +148,7 @@ class LocalBackend:
         replies: list[list[Reply]] = [[] for _ in dialogues]
         with tqdm(total=len(replies), desc="replies", delay=2, leave=False) as bar:
             for batch in self._batches(lengths, 2, most):
-                talk = _Talk(self.model, self.tokenizer)
+                talk = _Talk(self.model, self.tokenizer, self.precision)
                 asked = [dialogues[i] for i in batch]
                 said = talk.go_on(talk.rows_for(asked), first)
                 longer = [
@@ -170,7 +174,7 @@ class LocalBackend:
         played: list[list[Reply]] = [[] for _ in scripts]
         with tqdm(total=sum(map(len, scripts)), desc="turns", delay=2, leave=False) as bar:
             for batch in self._script_batches(scripts, decoding):
-                talk = _Talk(self.model, self.tokenizer)
+                talk = _Talk(self.model, self.tokenizer, self.precision)
                 dialogues: list[list[dict[str, str]]] = [[] for _ in batch]
                 for turns in zip(*(scripts[i] for i in batch), strict=True):
                     for dialogue, turn in zip(dialogues, turns, strict=True):
@@ -206,8 +210,14 @@ class _Talk:
     position, so a row reads as if it stood alone.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        precision: Precision | None,
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.context = precision.autocast if precision else nullcontext
         self.turn = 0
         self._forget(0)
 
@@ -251,7 +261,7 @@ class _Talk:
                 [torch.ones_like(row, dtype=torch.bool) for row in rows], True, padding_side="left"
             ),
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), self.context():
             torch.manual_seed(decoding.seed + self.turn)
             output = self.model.generate(
                 self.ids.to(device),

@@ -45,17 +45,12 @@ def harness_rows(
         ValueError: the harness is not installed, there are no tasks or items, or a name is
             unknown, all before any work; or it refuses a task, as one that runs a model's code.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise ValueError(f"{error}: pip install 'xb-lite[harness]' brings it.") from error
-    if not tasks or (limit is not None and limit < 1):
+    if limit is not None and limit < 1:
         raise ValueError(f"tasks {tasks} with limit {limit}: nothing would be measured.")
-    manager = TaskManager(include_path=include_path)
-    if wrong := [task for task in tasks if task not in manager.all_tasks]:
-        raise ValueError(f"no tasks with these names: {', '.join(wrong)}; see `lm_eval ls tasks`.")
+    manager = check_tasks(tasks, include_path)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     # The harness switches autocast off around the model, unless it is told of it.
     device = model.device.type
     products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -64,6 +59,24 @@ def harness_rows(
     run = {"tasks": list(tasks), "limit": limit, "task_manager": manager, "bootstrap_iters": 0}
     found = simple_evaluate(model=lm, **run, **chat)
     return [row for t, s in found["samples"].items() for row in _rows(t, s, found["results"][t])]
+
+
+def check_tasks(tasks: Sequence[str], include_path: str | None = None) -> object:
+    """The harness's task manager, if it knows all of ``tasks``.
+
+    Raises:
+        ValueError: the harness is not installed, there are no tasks, or a name is unknown.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ValueError(f"{error}: pip install 'xb-lite[harness]' brings it.") from error
+    if not tasks:
+        raise ValueError("no tasks: nothing would be measured.")
+    manager = TaskManager(include_path=include_path)
+    if wrong := [task for task in tasks if task not in manager.all_tasks]:
+        raise ValueError(f"no tasks with these names: {', '.join(wrong)}; see `lm_eval ls tasks`.")
+    return manager
 
 
 def _rows(task: str, samples: list[dict], totals: dict[str, float]) -> list[dict]:

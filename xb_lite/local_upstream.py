@@ -44,15 +44,13 @@ class LocalModel:
 class _LocalRequest(LocalBackend):
     asked: Asked
     tell: Tell | None
-    precision: Precision
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
     ) -> list[Reply]:
         self._check_length(dialogues, decoding.max_new_tokens)
         silent = 0 if decoding is self.asked.decoding else 1
-        with self.precision.autocast():
-            return self._telling(silent).reply(dialogues, decoding, prefill)
+        return self._telling(silent).reply(dialogues, decoding, prefill)
 
     def reply_twice(
         self,
@@ -65,12 +63,11 @@ class _LocalRequest(LocalBackend):
         said = {"role": "assistant", "content": "."}
         longer = [[*dialogue, said, *as_dialogue(turn)] for dialogue in dialogues]
         self._check_length(longer, first.max_new_tokens + decoding.max_new_tokens)
-        with self.precision.autocast():
-            return self._telling(1).reply_twice(dialogues, turn, first, decoding, prefill)
+        return self._telling(1).reply_twice(dialogues, turn, first, decoding, prefill)
 
     def _telling(self, silent: int) -> LocalBackend:
         model = _TellingModel(self.model, self.tokenizer, self.tell, silent)
-        return LocalBackend(model, self.tokenizer)
+        return LocalBackend(model, self.tokenizer, precision=self.precision)
 
     def _check_length(self, dialogues: Sequence[Dialogue], new: int) -> None:
         most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)

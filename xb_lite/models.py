@@ -7,6 +7,7 @@ model hub.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +24,12 @@ from huggingface_hub.errors import (
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from xb_lite.adapters import WEIGHTS, AdapterError, merged, published_adapter
+from xb_lite.adapters import WEIGHTS, AdapterError, merged, published_adapter, read_run
 from xb_lite.model_files import DEFAULT, SPECS, ModelError, cached_model
 from xb_lite.precision import Precision, choose_precision
 from xb_lite.wheels import sha256_of
@@ -74,7 +76,35 @@ def load_model(
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # Whatever else a model's file asks for, as a repetition penalty, would come on top of the
+    # decoding that is asked for here.
+    its = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=its.bos_token_id, eos_token_id=its.eos_token_id, pad_token_id=its.pad_token_id
+    )
     return model.to(precision.device).eval(), tokenizer
+
+
+def load_defended(
+    name: str | os.PathLike, precision: Precision, adapter: str | os.PathLike[str] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """``load_model`` with the adapter in a folder, if one is given, merged into it.
+
+    Raises:
+        ModelError, FetchError: see ``load_model``.
+        AdapterError: there is no adapter of this model in the folder.
+    """
+    if adapter is None:
+        return load_model(name, precision)
+    learned_on = ((read_run(adapter) or {}).get("run") or {}).get("model")
+    # Several models have the same shapes.
+    for other in (*SPECS, ALIGNED):
+        if str(name) != other and learned_on and learned_on == model_digest(other):
+            raise AdapterError(
+                f"the adapter in {adapter} is of {other}, not of {name}: give that model."
+            )
+    model, tokenizer = load_model(name, precision)
+    return merged(model, adapter), tokenizer
 
 
 def precision_of(name: str | os.PathLike = DEFAULT, exact: bool = False) -> Precision:
@@ -86,11 +116,16 @@ def precision_of(name: str | os.PathLike = DEFAULT, exact: bool = False) -> Prec
 
 def model_digest(name: str | os.PathLike = DEFAULT) -> str:
     """What identifies a model in results: the SHA-256 of its file, of ``ALIGNED`` with that of its
-    adapter behind it; its name where it has none."""
+    adapter behind it, of a local folder that of its files; the name of one of the hub."""
     if name == ALIGNED:
         return f"{model_digest(DEFAULT)}+{sha256_of(_aligned_adapter() / WEIGHTS)}"
-    spec = SPECS.get(str(name))
-    return spec.sha256 if spec else str(name)
+    if spec := SPECS.get(str(name)):
+        return spec.sha256
+    if not os.path.isdir(name):
+        return str(name)
+    files = sorted(path for path in Path(name).iterdir() if path.is_file())
+    said = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def hub_name(name: str | os.PathLike = DEFAULT) -> str:

@@ -81,4 +81,13 @@ def _row(module, query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor
 
 
 AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def _mask(*args, attention_mask=None, **options) -> Tensor | None:
+    """None for rows laid end to end, which need none: it would be of all tokens by all tokens."""
+    if attention_mask is None:
+        return None
+    return sdpa_mask(*args, attention_mask=attention_mask, **options)
+
+
+AttentionMaskInterface.register(NAME, _mask)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, t
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Rate:
 class Difference:
     """How much higher a rate is on one side, ``value`` in -1 to 1, on the same ``n`` items.
 
-    ``low`` to ``high`` is the 95 % bootstrap interval over items; ``p`` is McNemar's exact test.
+    ``low`` to ``high`` is the 95 % interval over items of Bonett and Price (2012), ``p`` is
+    McNemar's exact test.
     """
 
     value: float
@@ -49,7 +50,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of ``n`` values, with its 95 % bootstrap interval from ``low`` to ``high``."""
+    """The mean of ``n`` values, with its 95 % interval from ``low`` to ``high``."""
 
     value: float
     n: int
@@ -74,24 +75,37 @@ def rate(outcomes: Sequence[bool]) -> Rate:
 
 
 def mean(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> Mean:
-    """The mean of values of one item each, and how far it would move with other items.
+    """The mean of values of one item each, and by bootstrap how far other items would move it.
 
     Raises:
         ValueError: there are no values, or one is not finite.
     """
-    found = np.asarray(values, dtype=float)
-    if not found.size or not np.isfinite(found).all():
-        raise ValueError(f"a mean of {found.size} values, not all of which are finite numbers.")
+    found = _finite(values)
     draw = np.random.default_rng(seed)
     means = [found[draw.integers(found.size, size=found.size)].mean() for _ in range(draws)]
     low, high = np.quantile(means, [0.025, 0.975])
     return Mean(float(found.mean()), found.size, float(low), float(high))
 
 
-def difference(
-    one: Sequence[bool], other: Sequence[bool], draws: int = 10_000, seed: int = 0
-) -> Difference:
+def mean_of_runs(values: Sequence[float]) -> Mean:
+    """The mean of one value a run, with Student's 95 % interval: a few are too few for a bootstrap.
+
+    Of one run, which says nothing of others, the interval is as wide as twice the value.
+
+    Raises:
+        ValueError: as in ``mean``.
+    """
+    found = _finite(values)
+    middle, half = float(found.mean()), abs(float(found.mean()))
+    if found.size > 1:
+        half = float(t.ppf(0.975, found.size - 1) * found.std(ddof=1) / found.size**0.5)
+    return Mean(middle, found.size, middle - half, middle + half)
+
+
+def difference(one: Sequence[bool], other: Sequence[bool]) -> Difference:
     """Rate of ``one`` minus rate of ``other``, where both are outcomes of the same items in order.
+
+    The interval adds an item won and one lost, so that it has a width even where no item differs.
 
     Raises:
         ValueError: there are no outcomes, or the two are not of the same items.
@@ -102,9 +116,15 @@ def difference(
         )
     gain = np.asarray(one, dtype=int) - np.asarray(other, dtype=int)
     n, wins, losses = len(gain), int((gain > 0).sum()), int((gain < 0).sum())
-    # A draw of n items is a draw of how many win and lose.
-    shares = np.array([wins, losses, n - wins - losses]) / n
-    counts = np.random.default_rng(seed).multinomial(n, shares, draws)
-    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [0.025, 0.975])
+    won, lost = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
+    half = norm.ppf(0.975) * ((won + lost - (won - lost) ** 2) / (n + 2)) ** 0.5
+    low, high = (max(-1.0, min(1.0, won - lost + side * half)) for side in (-1, 1))
     p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     return Difference(float(gain.mean()), n, float(low), float(high), float(p))
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    found = np.asarray(values, dtype=float)
+    if not found.size or not np.isfinite(found).all():
+        raise ValueError(f"a mean of {found.size} values, not all of which are finite numbers.")
+    return found

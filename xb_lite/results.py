@@ -191,7 +191,9 @@ def write_index(folder: Path) -> None:
     """Write which results are in ``folder``, for ``published_results``: a web address cannot be
     listed."""
     names = sorted({file.stem for file in folder.glob("*.json")} - {INDEX.stem})
-    (folder / INDEX).write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+    part = folder / f"{INDEX}.{os.getpid()}.part"
+    part.write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+    part.replace(folder / INDEX)  # in one step: several runs may end at once
 
 
 def published_results(folder: str) -> list[str]:
