@@ -4,7 +4,7 @@ import pytest
 
 from xb_lite.comparison import gap, item_rates
 from xb_lite.evaluation import Outcome
-from xb_lite.rates import mean
+from xb_lite.rates import mean_gain
 
 
 def outcome(name, *labels, set_="xstest", attack="direct", readable=True):
@@ -40,7 +40,7 @@ def test_only_the_items_asked_for_count_and_of_several_turns_the_last():
 def test_a_gap_is_paired_by_item_whatever_their_order():
     one = item_rates([ONE], "orr", ["xstest"])
     other = item_rates([TWO[::-1]], "orr", ["xstest"])
-    assert gap(one, other) == mean([1.0, 0.0, 0.0]) and gap(one, one).value == 0
+    assert gap(one, other) == mean_gain([1.0, 0.0, 0.0]) and gap(one, one).value == 0
     assert gap({"a": 1.0, "b": 0.5}, {"b": 0.5, "a": 0.0}).value == 0.5
 
 

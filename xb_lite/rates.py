@@ -105,8 +105,6 @@ def mean_of_runs(values: Sequence[float]) -> Mean:
 def difference(one: Sequence[bool], other: Sequence[bool]) -> Difference:
     """Rate of ``one`` minus rate of ``other``, where both are outcomes of the same items in order.
 
-    The interval adds an item won and one lost, so that it has a width even where no item differs.
-
     Raises:
         ValueError: there are no outcomes, or the two are not of the same items.
     """
@@ -115,12 +113,27 @@ def difference(one: Sequence[bool], other: Sequence[bool]) -> Difference:
             f"{len(one)} and {len(other)} outcomes: a paired difference is of the same items."
         )
     gain = np.asarray(one, dtype=int) - np.asarray(other, dtype=int)
-    n, wins, losses = len(gain), int((gain > 0).sum()), int((gain < 0).sum())
-    won, lost = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
-    half = norm.ppf(0.975) * ((won + lost - (won - lost) ** 2) / (n + 2)) ** 0.5
-    low, high = (max(-1.0, min(1.0, won - lost + side * half)) for side in (-1, 1))
+    wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
     p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    return Difference(float(gain.mean()), n, float(low), float(high), float(p))
+    mean = mean_gain(gain)
+    return Difference(mean.value, mean.n, mean.low, mean.high, float(p))
+
+
+def mean_gain(gains: Sequence[float]) -> Mean:
+    """The mean of gains from -1 to 1, one an item, with the interval of Bonett and Price (2012).
+
+    It counts an item more that wins and one that loses, so that it has a width even where no item
+    differs. Theirs is for gains of -1, 0 and 1; this is the same for those between, as of an item
+    that several seeds were asked.
+
+    Raises:
+        ValueError: as in ``mean``.
+    """
+    gain = _finite(gains)
+    more = np.append(gain, [1, -1])
+    half = norm.ppf(0.975) * more.std() / more.size**0.5
+    low, high = np.clip([more.mean() - half, more.mean() + half], -1, 1)
+    return Mean(float(gain.mean()), gain.size, float(low), float(high))
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:
