@@ -23,9 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from frontier import MODEL, defended
+from frontier import defended
 
-from xb_lite.__main__ import change
 from xb_lite.attacks import Item, attacked, load_items
 from xb_lite.corpora import KINDS, load_corpus
 from xb_lite.dialogues import Dialogue, as_turns
@@ -35,9 +34,10 @@ from xb_lite.experiments import Subject, local_subject
 from xb_lite.generation import Decoding
 from xb_lite.hidden import hidden_states
 from xb_lite.model_files import DEFAULT
-from xb_lite.models import precision_of
+from xb_lite.models import ALIGNED, precision_of
 from xb_lite.precision import Precision
 from xb_lite.rates import Mean, mean
+from xb_lite.recipes import parse_change
 from xb_lite.results import mean_row, provenance, write_result
 from xb_lite.session import tier
 
@@ -113,22 +113,22 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="items of each kind and split")
     parser.add_argument("--results", default="results", help="folder (default: results)")
     args = parser.parse_args()
-    started, precision = datetime.now(UTC), precision_of(MODEL)
+    started, precision = datetime.now(UTC), precision_of(ALIGNED)
     prompts = {p.id: p for kind in KINDS for split in SPLITS for p in load_corpus(kind, split)}
     items = held_out(args.limit)
     kinds = [item.kind for item in items["direct"]]
     pairs = [prompts[item.id].pair for item in items["direct"]]
     talker = local_subject(DEFAULT, precision)
     dialogues = {attack: answered(items[attack], talker, precision) for attack in ATTACKS}
-    reference = local_subject(MODEL, precision)
+    reference = local_subject(ALIGNED, precision)
     before = {attack: states(reference, dialogues[attack], precision) for attack in ATTACKS}
 
     def write(name: str, rows: list[dict]) -> None:
-        path = Path(args.results) / tier() / "displacement" / MODEL / f"{name}.json"
+        path = Path(args.results) / tier() / "displacement" / ALIGNED / f"{name}.json"
         write_result(
             path,
             {
-                "model": {"name": MODEL, "digest": reference.digest},
+                "model": {"name": ALIGNED, "digest": reference.digest},
                 "adapter": None,
                 "data": {
                     "set": ", ".join(KINDS),
@@ -147,7 +147,7 @@ def main() -> None:
         method, *fields = name.split(",")
         after: dict[str, dict[int, np.ndarray]] = {attack: {} for attack in ATTACKS}
         for seed in args.seeds:
-            with defended(method, dict(map(change, fields)), seed, precision) as subject:
+            with defended(method, dict(map(parse_change, fields)), seed, precision) as subject:
                 for attack in ATTACKS:
                     after[attack][seed] = states(subject, dialogues[attack], precision)
         found[name] = {

@@ -23,7 +23,6 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from xb_lite import __main__ as cli
 from xb_lite.attacks import ATTACKS, Item, attacked
 from xb_lite.baselines import refusal_direction, steered
 from xb_lite.corpora import load_corpus
@@ -39,13 +38,12 @@ from xb_lite.experiments import (
 )
 from xb_lite.generation import Decoding
 from xb_lite.model_files import cache_folder
-from xb_lite.models import precision_of
+from xb_lite.models import ALIGNED, precision_of
 from xb_lite.precision import Precision
-from xb_lite.recipes import load_recipe
+from xb_lite.recipes import load_recipe, parse_change
 from xb_lite.results import write_index
 from xb_lite.session import tier
 
-MODEL = "smollm2-135m-aligned"
 LAYER = 14  # of the steering vector
 EVERY = 4  # one request in so many of a public set is for validation
 LONGER = {"steps": 300, "schedule": 450}
@@ -103,7 +101,7 @@ def defended(
     changes: dict[str, object],
     seed: int,
     precision: Precision,
-    model: str = MODEL,
+    model: str = ALIGNED,
 ) -> Iterator[Subject]:
     name = ",".join([method, *(f"{field}={value}" for field, value in changes.items())])
     if method == "none":
@@ -127,7 +125,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("methods", nargs="+", choices=SWEEP, metavar="METHOD")
-    parser.add_argument("--model", default=MODEL, help=f"that has recipes (default: {MODEL})")
+    parser.add_argument("--model", default=ALIGNED, help=f"that has recipes (default: {ALIGNED})")
     parser.add_argument("--setting", nargs="*", metavar="FIELD=VALUE")
     parser.add_argument("--split", default="validation", choices=("validation", "test"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -145,7 +143,7 @@ def main() -> None:
     for method in args.methods:
         settings = SWEEP[method]
         if args.setting is not None:
-            settings = [dict(map(cli.change, args.setting))]
+            settings = [dict(map(parse_change, args.setting))]
         for changes in settings:
             for seed in args.seeds:
                 with defended(method, changes, seed, precision, args.model) as subject:

@@ -44,6 +44,7 @@ from xb_lite.dialogues import Dialogue, as_dialogue
 from xb_lite.experiments import local_subject, reference_sets
 from xb_lite.generation import Decoding
 from xb_lite.hidden import decoder_layers, lowest_layers
+from xb_lite.models import ALIGNED
 from xb_lite.padding_free import by_row
 from xb_lite.pairs import Pair, collate, draw_pairs
 from xb_lite.precision import Precision, choose_precision
@@ -60,7 +61,7 @@ STEP = 90  # of 300: both sides of the loss count
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", choices=("own", "long"), default="own")
-    parser.add_argument("--model", default="smollm2-135m-aligned")
+    parser.add_argument("--model", default=ALIGNED)
     parser.add_argument("--pairs", type=int, default=4, help="in a step")
     parser.add_argument("--repeats", type=int, default=3, help="of each way, alternating")
     parser.add_argument("--reference", choices=("cache", "adapter-off"), default="cache")

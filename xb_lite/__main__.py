@@ -9,7 +9,6 @@ python -m xb_lite serve      put a prompt defense in front of a model, for any O
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from contextlib import suppress
@@ -109,23 +108,14 @@ def _fetch(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from xb_lite import experiments
-    from xb_lite.recipes import load_recipe
+    from xb_lite.recipes import load_recipe, parse_change
 
-    changes = dict(map(change, args.changes))
+    changes = dict(map(parse_change, args.changes))
     recipe = load_recipe(args.recipe, **changes)
     into = args.into or experiments.adapter_folder(args.recipe, args.seed)
     trained = experiments.train_defense(recipe, into, seed=args.seed, resume=args.resume)
     last = ", ".join(f"{k} {v:.3g}" for k, v in trained.curve[-1].items())
     print(f"{trained.folder}\n{last}")
-
-
-def change(text: str) -> tuple[str, object]:
-    """``field=value`` as it would stand in a recipe; what is no JSON is a text."""
-    field, _, value = text.partition("=")
-    try:
-        return field, json.loads(value)
-    except ValueError:
-        return field, value
 
 
 def _evaluate(args: argparse.Namespace) -> None:

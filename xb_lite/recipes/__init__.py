@@ -196,6 +196,15 @@ def recipe_names() -> list[str]:
     )
 
 
+def parse_change(text: str) -> tuple[str, object]:
+    """``field=value`` as it would stand in a recipe; what is no JSON is a text."""
+    field, _, value = text.partition("=")
+    try:
+        return field, json.loads(value)
+    except ValueError:
+        return field, value
+
+
 def load_recipe(name: str | os.PathLike[str], **changes: object) -> Recipe | Baseline:
     """A recipe by name, or from a JSON file of your own, with ``changes`` to its fields.
 
