@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from frontier import MODEL, items_of
+from frontier import items_of
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
@@ -31,7 +31,7 @@ from xb_lite.evaluation import ask, digest
 from xb_lite.experiments import Subject, local_subject
 from xb_lite.generation import Decoding
 from xb_lite.hidden import hidden_states
-from xb_lite.models import precision_of
+from xb_lite.models import ALIGNED, precision_of
 from xb_lite.precision import Precision
 from xb_lite.rates import Mean, rate
 from xb_lite.results import mean_row, provenance, rate_row, write_result
@@ -90,8 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--layer", type=int, default=19, help="the upper target layer of MODEL")
+    parser.add_argument("--model", default=ALIGNED)
+    parser.add_argument("--layer", type=int, default=19, help="the upper target layer of ALIGNED")
     parser.add_argument("--sets", nargs="+", default=[], metavar="NAME=FILE", help="public ones")
     parser.add_argument("--limit", type=int, help="replies of a public set, under each attack")
     parser.add_argument("--max-new-tokens", type=int, default=32)
