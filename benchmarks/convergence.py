@@ -449,8 +449,12 @@ def main() -> None:
     sets = reference_sets(subject.backend, Decoding(), identity, limit=TRAINED)
     dialogues = held_out(subject, identity)
     print({kind: len(some) for kind, some in dialogues.items()}, flush=True)
-    if any(run["data"] != sets.digest for run in read_runs(path)):
-        sys.exit(f"{path} has runs on other data in it: move it away, and all are made anew.")
+    for run in read_runs(path):
+        if run["data"] != sets.digest or len(run["curve"]) != args.steps:
+            sys.exit(
+                f"{path} has runs on other data or of other steps in it: move it away, and all are "
+                "made anew."
+            )
     for seed in args.seeds:
         for arm in args.arms:
             if (arm, seed) in [(run["arm"], run["seed"]) for run in read_runs(path)]:

@@ -178,10 +178,12 @@ def test_runs_on_other_data_are_not_gone_on_with(subject, monkeypatch, tmp_path)
     monkeypatch.setattr(convergence, "held_out", lambda *_: {})
     path = tmp_path / convergence.tier() / "convergence" / "runs.jsonl"
     path.parent.mkdir(parents=True)
-    path.write_text('{"arm": "none", "seed": 0, "data": "other"}\n')
     monkeypatch.setattr(sys, "argv", ["convergence.py", "--results", str(tmp_path)])
-    with pytest.raises(SystemExit, match="other data"):
-        convergence.main()
+    for data in ("other", tiny_sets().digest):  # the second has one step, not forty
+        row = {"arm": "none", "seed": 0, "data": data, "curve": [{}]}
+        path.write_text(json.dumps(row) + "\n")
+        with pytest.raises(SystemExit, match="other data"):
+            convergence.main()
 
 
 def test_a_level_that_no_run_reaches_counts_as_the_last_step():

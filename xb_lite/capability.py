@@ -26,8 +26,8 @@ def quiz(
 ) -> list[bool]:
     """For each question, whether its right option is the likeliest reply, per character.
 
-    The rule of lm-evaluation-harness for ``acc_norm``: options differ in length, and a sum of
-    log-probabilities favors the short.
+    As ``acc_norm`` of lm-evaluation-harness, since options differ in length and a sum of
+    log-probabilities favors the short; but the token that ends the reply counts, too.
 
     Args:
         asked: what stands before the options of each question; default: the question. To one with

@@ -64,6 +64,9 @@ class Mean:
 def rate(outcomes: Sequence[bool]) -> Rate:
     """The share of True among ``outcomes``, an item each (Wilson, 1927).
 
+    Items are taken to be independent. Requests that share a wrapper are not: for other wrappers the
+    interval is too narrow.
+
     Raises:
         ValueError: there are no outcomes.
     """
