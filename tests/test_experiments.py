@@ -1,5 +1,6 @@
 """From a command to a result: plans, subjects, tables, published files."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -313,6 +314,19 @@ def test_what_is_not_published_is_one_sentence(tmp_path, monkeypatch):
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
     assert published("cpu/nothing.json") == kept
+
+
+def test_what_is_published_is_fetched_once(tmp_path, monkeypatch):
+    urls = []
+
+    def online(url, **_options):
+        urls.append(url)
+        return io.BytesIO(b"{}")
+
+    monkeypatch.setattr(own_files.urllib.request, "urlopen", online)
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path))
+    assert published("cpu/another.json") == published("cpu/another.json")
+    assert len(urls) == 1 and urls[0].endswith("/main/results/cpu/another.json")
 
 
 def test_moves_of_several_seeds_are_averaged_item_by_item():

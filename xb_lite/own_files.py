@@ -11,11 +11,13 @@ from pathlib import Path
 from xb_lite.model_files import cache_folder
 
 TIMEOUT = 30  # seconds without a byte
+_fetched: set[Path] = set()
 
 
 def own_file(name: str) -> Path:
     """A file of the repository, e.g. ``"results/cpu/smollm2-135m/none.json"``: in place where the
-    package runs out of the repository, else fetched from its public address and cached.
+    package runs out of the repository, else fetched from its public address, once in a process, and
+    kept in the cache for when that cannot be reached.
 
     Raises:
         ValueError: it is in neither.
@@ -24,6 +26,8 @@ def own_file(name: str) -> Path:
     if own.exists():
         return own
     copy = cache_folder() / name
+    if copy in _fetched and copy.exists():
+        return copy
     urls = dict(line.split(", ") for line in metadata("xb-lite").get_all("Project-URL"))
     raw = urls["Repository"].replace("github.com", "raw.githubusercontent.com")
     try:
@@ -33,6 +37,7 @@ def own_file(name: str) -> Path:
         part = copy.with_name(f"{copy.name}.{os.getpid()}.part")
         part.write_bytes(data)
         part.replace(copy)
+        _fetched.add(copy)
     except (OSError, HTTPException) as error:
         if not copy.exists():
             raise ValueError(
