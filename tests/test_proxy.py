@@ -811,7 +811,7 @@ def test_the_command_serves_a_local_model(command, capsys):
         (["--defense", "nonsense"], "there is no defense 'nonsense'"),
         (["--adapter", "nowhere"], "there is no adapter in nowhere"),
         (["--adapter", "mine", "--server", "http://127.0.0.1:1/v1"], "behind a server"),
-        (["--server", "http://127.0.0.1:1/v1"], "name one of them by --model"),
+        (["--server", "http://127.0.0.1:1/v1"], "name one of them"),
         (["--server", "nonsense", "--model", "a"], "base_url must look like"),
         (["--server", "http://a/v1", "--model", "a", "--timeout", "0"], "timeout above 0"),
         (["one", "--model", "another"], "one and another: name one model"),
