@@ -83,7 +83,8 @@ class Log:
         rows = {name: row for name, row in self.rows.items() if name in ids}
         if len(rows) < len(self.rows):
             part = self.path.with_suffix(".part")
-            part.write_text("".join(map(_line, [{"run": self.run}, *rows.values()])))
+            lines = map(_line, [{"run": self.run}, *rows.values()])
+            part.write_bytes("".join(lines).encode())
             part.replace(self.path)
             self.rows = rows
 

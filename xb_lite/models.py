@@ -96,13 +96,13 @@ def load_defended(
     """
     if adapter is None:
         return load_model(name, precision)
-    learned_on = ((read_run(adapter) or {}).get("run") or {}).get("model")
+    run = (read_run(adapter) or {}).get("run") or {}
+    learned_on = run.get("recipe", {}).get("model")
     # Several models have the same shapes.
-    for other in (*SPECS, ALIGNED):
-        if str(name) != other and learned_on and learned_on == model_digest(other):
-            raise AdapterError(
-                f"the adapter in {adapter} is of {other}, not of {name}: give that model."
-            )
+    if learned_on in (*SPECS, ALIGNED) and learned_on != str(name):
+        raise AdapterError(
+            f"the adapter in {adapter} is of {learned_on}, not of {name}: give that model."
+        )
     model, tokenizer = load_model(name, precision)
     return merged(model, adapter), tokenizer
 

@@ -118,8 +118,8 @@ def difference(one: Sequence[bool], other: Sequence[bool]) -> Difference:
     gain = np.asarray(one, dtype=int) - np.asarray(other, dtype=int)
     wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
     p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    mean = mean_gain(gain)
-    return Difference(mean.value, mean.n, mean.low, mean.high, float(p))
+    found = mean_gain(gain)
+    return Difference(found.value, found.n, found.low, found.high, float(p))
 
 
 def mean_gain(gains: Sequence[float]) -> Mean:

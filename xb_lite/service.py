@@ -72,11 +72,10 @@ class Service:
         """Log-odds of each label, in the order of the calibration's ``classes``."""
         calibration, by = _calibration(), self.gibberish
         states = reading(by.model, by.tokenizer, by.precision, requests, responses)
+        weights, bias = (torch.tensor(calibration[name]) for name in ("weights", "bias"))
         # In fp32, as it was calibrated, whatever surrounds the call.
         with torch.autocast("cpu", enabled=False):
-            return states @ torch.tensor(calibration["weights"]).T + torch.tensor(
-                calibration["bias"]
-            )
+            return states @ weights.T + bias
 
 
 def reading(
