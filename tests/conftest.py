@@ -1,6 +1,7 @@
 """Shapes in the signatures of the numeric modules are enforced while the tests run."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -9,6 +10,9 @@ from jaxtyping import install_import_hook
 # The same examples on every CI run; new ones whenever a person runs the tests.
 settings.register_profile("ci", derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+# A shell lets what it runs in the background ignore Ctrl-C; here it is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 install_import_hook(["xb_lite.hidden", "xb_lite.losses"], "beartype.beartype")
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from xb_lite.own_files import own_file
+from xb_lite.whole_files import write_whole
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -62,11 +63,10 @@ def save_adapter(
     )
     config.save_pretrained(str(folder))
     versions = {name: version(name) for name in VERSIONS}
-    # Last, and in one step: an adapter without it is not finished.
-    part = folder / f"{RUN}.part"
-    part.write_text(json.dumps({"run": run, "versions": versions, "curve": curve}, indent=1) + "\n")
-    (folder / "README.md").write_text(_card(run, versions, curve, base))
-    part.replace(folder / RUN)
+    (folder / "README.md").write_text(_card(run, versions, curve, base), encoding="utf-8")
+    # Last: an adapter without it is not finished.
+    ended = {"run": run, "versions": versions, "curve": curve}
+    write_whole(folder / RUN, json.dumps(ended, indent=1) + "\n")
 
 
 def read_run(folder: str | os.PathLike[str]) -> dict | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import urllib.error
 import urllib.request
 import warnings
@@ -31,6 +30,7 @@ from xb_lite.benchmark_rows import (
     parse,
 )
 from xb_lite.model_files import cache_folder
+from xb_lite.whole_files import write_whole
 
 TIMEOUT = 30  # seconds without a byte
 
@@ -165,8 +165,8 @@ def _cached(benchmark: Benchmark) -> tuple[Path, bytes]:
                 f"{benchmark.url} sent another file than at the first fetch (sha256 {found[:12]}…, "
                 f"recorded {recorded[:12]}…): if you trust it, delete {record} and try again."
             )
-        _write(file, data)
-        _write(record, json.dumps({"url": benchmark.url, "sha256": found}, indent=1).encode())
+        write_whole(file, data)
+        write_whole(record, json.dumps({"url": benchmark.url, "sha256": found}, indent=1))
         return file, data
     except OSError as error:
         raise BenchmarkError(
@@ -207,10 +207,3 @@ def _download(benchmark: Benchmark) -> bytes:
             f"{benchmark.title} could not be fetched from {benchmark.url} ({reason}): try again, "
             "or give a copy of your own as path=."
         ) from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        part = Path(scratch) / path.name
-        part.write_bytes(data)
-        os.replace(part, path)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from xb_lite.whole_files import write_whole
+
 START = b'{"run"'  # of every log
 POLL = 0.5  # seconds between two looks at whether another process is done
 
@@ -82,10 +84,7 @@ class Log:
         """Leave only these rows in the file, which is replaced in one step."""
         rows = {name: row for name, row in self.rows.items() if name in ids}
         if len(rows) < len(self.rows):
-            part = self.path.with_suffix(".part")
-            lines = map(_line, [{"run": self.run}, *rows.values()])
-            part.write_bytes("".join(lines).encode())
-            part.replace(self.path)
+            write_whole(self.path, "".join(map(_line, [{"run": self.run}, *rows.values()])))
             self.rows = rows
 
     def _locked(self) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import urllib.request
 from http.client import HTTPException
 from importlib.metadata import metadata
 from pathlib import Path
 
 from xb_lite.model_files import cache_folder
+from xb_lite.whole_files import write_whole
 
 TIMEOUT = 30  # seconds without a byte
 _fetched: set[Path] = set()
@@ -33,10 +33,7 @@ def own_file(name: str) -> Path:
     try:
         with urllib.request.urlopen(f"{raw}/main/{name}", timeout=TIMEOUT) as response:
             data = response.read()
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        part = copy.with_name(f"{copy.name}.{os.getpid()}.part")
-        part.write_bytes(data)
-        part.replace(copy)
+        write_whole(copy, data)
         _fetched.add(copy)
     except (OSError, HTTPException) as error:
         if not copy.exists():

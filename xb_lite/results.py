@@ -23,6 +23,7 @@ from xb_lite.evaluation import Outcome
 from xb_lite.judges import LABELS, REFUSAL_JUDGES
 from xb_lite.own_files import own_file
 from xb_lite.rates import Mean, Rate, mean, rate
+from xb_lite.whole_files import write_whole
 
 SCHEMA = 1
 INDEX = Path("index.json")
@@ -152,11 +153,7 @@ def write_result(path: str | os.PathLike[str], result: dict) -> None:
         text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise ValueError(f"a result has something in it that JSON has not: {error}.") from None
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_bytes(text)
-    os.replace(part, path)
+    write_whole(Path(path), text)
 
 
 def read_result(path: str | os.PathLike[str]) -> dict:
@@ -191,9 +188,7 @@ def write_index(folder: Path) -> None:
     """Write which results are in ``folder``, for ``published_results``: a web address cannot be
     listed."""
     names = sorted({file.stem for file in folder.glob("*.json")} - {INDEX.stem})
-    part = folder / f"{INDEX}.{os.getpid()}.part"
-    part.write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / INDEX)  # in one step: several runs may end at once
+    write_whole(folder / INDEX, json.dumps(names, indent=1) + "\n")
 
 
 def published_results(folder: str) -> list[str]:

@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from xb_lite.adapters import FILES, read_run
 from xb_lite.precision import Precision
 from xb_lite.recipes import LINEAR, Budget
+from xb_lite.whole_files import write_whole
 
 SAVE_EVERY = 25  # steps between checkpoints
 
@@ -235,10 +236,7 @@ def take_up(folder: Path, run: dict, resume: bool) -> list[dict[str, float]] | N
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
     if first:
-        begun.parent.mkdir(parents=True, exist_ok=True)
-        part = begun.with_suffix(".part")
-        part.write_text(json.dumps(run))
-        part.replace(begun)  # in one step: another process may be reading it
+        write_whole(begun, json.dumps(run))  # another process may be reading it
     return None
 
 
