@@ -35,7 +35,7 @@ from xb_lite.experiments import Subject, local_subject
 from xb_lite.generation import Decoding
 from xb_lite.hidden import hidden_states, lowest_layers
 from xb_lite.judges import X_BOUNDARY
-from xb_lite.losses import Terms, coefficients
+from xb_lite.losses import Terms, centroid, coefficients
 from xb_lite.models import precision_of
 from xb_lite.padding_free import by_row
 from xb_lite.pairs import Pair, collate, draw_pairs
@@ -45,7 +45,14 @@ from xb_lite.recipes import Recipe, as_fields, load_recipe
 from xb_lite.results import mean_row, provenance, rate_row, write_result
 from xb_lite.runs import adapted, no_casts_twice
 from xb_lite.session import tier
-from xb_lite.steps import Reference, ReferenceStates, forward, step_terms, token_counts
+from xb_lite.steps import (
+    Reference,
+    ReferenceStates,
+    forward,
+    masks,
+    step_terms,
+    token_counts,
+)
 from xb_lite.training_sets import Sets, reference_sets
 from xb_lite.transport import PairedDifference, matching_costs, paired_difference
 
@@ -77,6 +84,7 @@ ARMS: dict[str, dict[str, object]] = {
     "none": {"separate_weight": 0.0},
     "random": {"target": "random"},
     "other": {"target": "other"},
+    "near": {"target": "near"},
     "push": {"separate_weight": 0.0, "lora_std": PUSH},
     "no-retain": {"separate_weight": 0.0, "retain_weight": 0.0},
     "separate+push": {"lora_std": PUSH},
@@ -172,28 +180,56 @@ def power_of_k(found: dict[str, object]) -> tuple[float, float]:
     return float(slope), float(np.exp(at_one))
 
 
-def random_target(reference: ReferenceStates, recipe: Recipe, seed: int) -> ReferenceStates:
+def random_target(
+    reference: ReferenceStates, recipe: Recipe, seed: int, mask: Tensor
+) -> ReferenceStates:
     """The same reference with every centroid turned into one random direction, as long as it was
     and at an acute angle to it, so that the term has a slope."""
     turned = {}
     for layer in recipe.target_layers:
         old = reference.centroid[layer]
-        dice = torch.Generator().manual_seed(1000 * seed + layer)
-        direction = torch.randn(old.shape[-1], generator=dice)
-        direction = (direction / direction.norm()).to(old)
+        direction = _direction(old, seed, layer)
         sign = torch.sign(old @ direction)[:, None]
         turned[layer] = sign * direction * old.norm(dim=-1, keepdim=True)
     return replace(reference, centroid=turned)
 
 
-def other_target(reference: ReferenceStates, recipe: Recipe, seed: int) -> ReferenceStates:
+def _direction(like: Tensor, seed: int, layer: int) -> Tensor:
+    """A random unit vector, the same in all steps of a run."""
+    dice = torch.Generator().manual_seed(1000 * seed + layer)
+    direction = torch.randn(like.shape[-1], generator=dice)
+    return (direction / direction.norm()).to(like)
+
+
+def near_target(
+    reference: ReferenceStates, recipe: Recipe, seed: int, mask: Tensor
+) -> ReferenceStates:
+    """The same reference with every centroid turned about the mean direction of the states that are
+    to leave it, into a random plane: as long, and as near to them, as it was."""
+    turned, some = {}, mask.any(dim=1)
+    for layer in recipe.target_layers:
+        turned[layer] = reference.centroid[layer].clone()
+        old = turned[layer][some]
+        here = centroid(reference.change[layer][some], mask[some])
+        here = nn.functional.normalize(here, dim=-1)
+        direction = _direction(old, seed, layer)
+        across = nn.functional.normalize(direction - (here @ direction)[:, None] * here, dim=-1)
+        along = (here * old).sum(dim=-1, keepdim=True)
+        rest = (old.pow(2).sum(dim=-1, keepdim=True) - along**2).clamp(min=0).sqrt()
+        turned[layer][some] = along * here + rest * across
+    return replace(reference, centroid=turned)
+
+
+def other_target(
+    reference: ReferenceStates, recipe: Recipe, seed: int, mask: Tensor
+) -> ReferenceStates:
     """The same reference with every centroid that of the next item of the step: for a boundary-safe
     prompt, as pairs are drawn, a benign prompt's or a refused one's."""
     rolled = {layer: c.roll(1, dims=0) for layer, c in reference.centroid.items()}
     return replace(reference, centroid=rolled)
 
 
-TARGETS = {"random": random_target, "other": other_target}
+TARGETS = {"random": random_target, "other": other_target, "near": near_target}
 
 
 def train_arm(
@@ -237,7 +273,8 @@ def train_arm(
             with precision.autocast():
                 before = reference.of(learning, learning, batch)
                 if target is not None:
-                    before = TARGETS[target](before, recipe, seed)
+                    separated = masks(recipe, batch)["separate"]
+                    before = TARGETS[target](before, recipe, seed, separated)
                 now = forward(learning, learning, batch, recipe)
                 terms = step_terms(recipe, batch, now, before, token_counts(recipe, batch))
             row = {"step": step + 1, **{n: t.item() for n, t in terms._asdict().items()}}

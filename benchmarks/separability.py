@@ -9,12 +9,14 @@ prompts of ``benchmarks/frontier.py``. Were a defense to break exactly what the 
 boundary-safe ones is broken. Beside it the same for the words of the prompts, and for shuffled
 labels.
 
-Results: ``<results>/<tier>/separability/<model>.json``.
+Results: ``<results>/<tier>/separability/<model>.json``; beside it a line an item with its scores
+(``.jsonl``): do defenses break the items that the probe scores high?
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +38,7 @@ from xb_lite.precision import Precision
 from xb_lite.rates import Mean, rate
 from xb_lite.results import mean_row, provenance, rate_row, write_result
 from xb_lite.session import tier
+from xb_lite.whole_files import write_whole
 
 KINDS = ("harmful", "boundary-safe")
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0)
@@ -116,7 +119,13 @@ def main() -> None:
         "words": lambda: scores(in_words(learned), was, in_words(asked)),
         "shuffled labels": lambda: scores(train, shuffled, test),
     }
+    found = {name: of() for name, of in ways.items()}
     path = Path(args.results) / tier() / "separability" / f"{Path(args.model).name}.json"
+    items = [
+        {"id": item.id, "set": item.set, **{name: float(each[n]) for name, each in found.items()}}
+        for n, item in enumerate(asked)
+    ]
+    write_whole(path.with_suffix(".jsonl"), "".join(json.dumps(item) + "\n" for item in items))
     write_result(
         path,
         {
@@ -128,7 +137,7 @@ def main() -> None:
                 "digest": digest([item.id for item in [*learned, *asked]]),
             },
             "seed": 0,
-            "rows": [row for name, of in ways.items() for row in rows_of(name, of(), is_)],
+            "rows": [row for name, each in found.items() for row in rows_of(name, each, is_)],
             **provenance(started),
         },
     )

@@ -100,17 +100,25 @@ def test_the_loss_s_gradient_is_the_sum_of_the_terms(subject, monkeypatch):
 
 def test_targets_keep_what_they_should():
     recipe = small(1)
-    old = torch.randn(4, 32)
-    reference = convergence.ReferenceStates({}, {}, dict.fromkeys(recipe.target_layers, old))
-    turned = convergence.random_target(reference, recipe, seed=3).centroid
-    again = convergence.random_target(reference, recipe, seed=3).centroid
+    old, states = torch.randn(4, 32), torch.randn(4, 5, 32)
+    mask = torch.tensor([[False], [True], [True], [True]]).expand(4, 5)
+    by_layer = [dict.fromkeys(recipe.target_layers, what) for what in (states, old)]
+    reference = convergence.ReferenceStates(by_layer[0], {}, by_layer[1])
+    turned = convergence.random_target(reference, recipe, 3, mask).centroid
+    again = convergence.random_target(reference, recipe, 3, mask).centroid
     for layer, new in turned.items():
         assert torch.equal(new, again[layer])
         torch.testing.assert_close(new.norm(dim=-1), old.norm(dim=-1))
         assert ((new * old).sum(dim=-1) > 0).all()
     assert not torch.equal(*turned.values())
-    rolled = convergence.other_target(reference, recipe, seed=3).centroid
+    rolled = convergence.other_target(reference, recipe, 3, mask).centroid
     assert all(torch.equal(new[1:], old[:-1]) for new in rolled.values())
+    here = torch.nn.functional.normalize(states, dim=-1).mean(dim=1)
+    for near in convergence.near_target(reference, recipe, 3, mask).centroid.values():
+        assert torch.equal(near[0], old[0])  # nothing of it is to leave anything
+        torch.testing.assert_close(near.norm(dim=-1), old.norm(dim=-1))
+        torch.testing.assert_close((here * near).sum(dim=-1)[1:], (here * old).sum(dim=-1)[1:])
+        assert (torch.cosine_similarity(near, old)[1:] < 0.9).all()
 
 
 def test_states_are_reduced_where_asked(subject, dialogues, monkeypatch):
