@@ -24,6 +24,7 @@ from xb_lite.evaluation import read_log  # noqa: E402
 from xb_lite.experiments import Subject, evaluate_subject, prompted, spread  # noqa: E402
 from xb_lite.generation import Decoding, Reply  # noqa: E402
 from xb_lite.judges import INTENTION_ANALYSIS, XSTEST  # noqa: E402
+from xb_lite.log import LogError  # noqa: E402
 from xb_lite.precision import choose_precision  # noqa: E402
 from xb_lite.recipes import load_recipe  # noqa: E402
 from xb_lite.results import find, published, read_result  # noqa: E402
@@ -111,7 +112,7 @@ def test_the_whole_command_on_the_default_model(tmp_path, monkeypatch, capsys):
     assert __main__.main(command) == 0
     shown = capsys.readouterr().out
     assert "ASR" in shown and "95 %" in shown and "perplexity" in shown
-    path = tmp_path / "results" / "cpu" / "smollm2-135m" / "none.json"
+    path = tmp_path / "my_results" / "cpu" / "smollm2-135m" / "none.json"
     first = read_result(path)
     assert find(first, "asr", set="harmful", attack="direct", judge="service").n == 1
     assert find(first, "accuracy").n == 2
@@ -133,10 +134,10 @@ def test_a_defense_is_trained_and_evaluated_by_two_commands(tmp_path, monkeypatc
     assert "erase 1" in capsys.readouterr().out
     evaluate = ["evaluate", "--adapter", "mine", "--sets", "benign", "--split", "validation"]
     assert __main__.main([*evaluate, "--limit", "1", "--max-new-tokens", "4"]) == 0
-    result = read_result(tmp_path / "results" / "cpu" / "smollm2-135m" / "mine.json")
+    result = read_result(tmp_path / "my_results" / "cpu" / "smollm2-135m" / "mine.json")
     assert result["adapter"]["recipe"]["recipe"]["steps"] == 1
     assert len(result["adapter"]["digest"]) == 64 and result["data"]["split"] == "validation"
-    log = (tmp_path / "results" / "cpu" / "smollm2-135m" / "mine.jsonl").read_text()
+    log = (tmp_path / "my_results" / "cpu" / "smollm2-135m" / "mine.jsonl").read_text()
     asked = json.loads(log.splitlines()[1])["id"]
     assert asked in {row.id for row in load_corpus("benign", "validation")}
 
@@ -146,6 +147,13 @@ class Polite:
 
     def reply(self, dialogues, decoding, prefill=""):
         return [Reply("No, I can't.", 1, 1, True) for _ in dialogues]
+
+
+def evaluate_polite(items, folder, **options):
+    subject, precision = Subject("polite", "polite", Polite()), choose_precision()
+    return evaluate_subject(
+        subject, items, precision, Decoding(), folder, judged_by=[XSTEST], **options
+    )
 
 
 def test_replies_are_judged_by_those_asked_to(tmp_path, monkeypatch):
@@ -165,14 +173,24 @@ def test_replies_are_judged_by_those_asked_to(tmp_path, monkeypatch):
 
 def test_the_log_beside_a_result_is_of_the_same_items(tmp_path, monkeypatch):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
-    subject = Subject("polite", "polite", Polite())
-    for limit in (3, 4):  # spread over a set, they are others
-        items = experiments.plan(["harmful"], [], limit=limit)
-        path = evaluate_subject(
-            subject, items, choose_precision(), Decoding(), tmp_path, judged_by=[XSTEST]
-        )
-        logged = {outcome.id for outcome in read_log(path.with_suffix(".jsonl"))}
-        assert logged == {item.id for item in items}
+    some = experiments.plan(["harmful"], [], limit=3)
+    for items in (some, [*some, *experiments.plan(["benign"], [], limit=3)]):
+        log = evaluate_polite(items, tmp_path).with_suffix(".jsonl")
+        assert {outcome.id for outcome in read_log(log)} == {item.id for item in items}
+
+
+def test_a_narrower_run_leaves_a_wider_log_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    items = experiments.plan(["harmful"], [], limit=3)
+    path = evaluate_polite(items, tmp_path)
+    before = path.read_bytes(), path.with_suffix(".jsonl").read_bytes()
+    with monkeypatch.context() as nothing:
+        nothing.setattr(Polite, "reply", lambda *_: pytest.fail("it was asked"))
+        with pytest.raises(LogError, match="has 2 items more than are asked now: .*--no-resume"):
+            evaluate_polite([items[0], *experiments.plan(["benign"], [])], tmp_path)
+    assert before == (path.read_bytes(), path.with_suffix(".jsonl").read_bytes())
+    evaluate_polite(items[:1], tmp_path, resume=False)
+    assert [outcome.id for outcome in read_log(path.with_suffix(".jsonl"))] == [items[0].id]
 
 
 def test_a_subject_behind_a_prompt_is_another_subject():

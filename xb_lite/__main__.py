@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, help="so many items of each set")
     evaluate.add_argument("--max-new-tokens", type=int, default=64)
     evaluate.add_argument("--tasks", nargs="+", default=(), help="lm-evaluation-harness tasks")
-    evaluate.add_argument("--results", default="results", help="folder (default: results)")
+    evaluate.add_argument("--results", default="my_results", help="folder (default: my_results)")
     evaluate.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
     evaluate.set_defaults(run=_evaluate)
     serve = commands.add_parser(

@@ -248,7 +248,7 @@ def evaluate_subject(
     """Evaluate a subject on all items and write ``<folder>/<subject>/<defense>.json``.
 
     The log lies beside it (``.jsonl``), of the same items. A run that was stopped goes on where it
-    was.
+    was; one of more items adds to it, one of fewer is refused.
 
     Args:
         items: from ``plan``.
@@ -260,7 +260,8 @@ def evaluate_subject(
 
     Raises:
         ValueError: an item or a task cannot be asked.
-        LogError: an earlier run of other settings is in the way, or the folder cannot be used.
+        LogError: an earlier run of other settings or of other items is in the way, or the folder
+            cannot be used.
     """
     started = datetime.now(UTC)
     if tasks and (subject.model is None or isinstance(subject.backend, Defended)):
