@@ -63,8 +63,8 @@ def evaluate(
     """Ask every item, judge every reply, and write an outcome a line into ``log``.
 
     What is in the log, or in the cache of replies, is not made again: more items cost only what is
-    new, and other judges, with a log of their own, need no new replies. With ``resume=False`` both
-    are made anew.
+    new, and other judges, with a log of their own, need no new replies. With ``resume=False`` the
+    log is begun anew, and so are the replies to these items; those to others stay cached.
 
     Args:
         subject: what is evaluated, e.g. ``{"model": digest, "defense": "none"}``: replies are
@@ -87,7 +87,9 @@ def evaluate(
     with Log(log, judged, anew=not resume) as done:
         if alone:
             _check_alone(done, items)
-        with Log(replies, run, anew=not resume, wait=True) as said:
+        with Log(replies, run, wait=True) as said:
+            if not resume:
+                said.keep(said.rows.keys() - {item.id for item in items})
             for item in items:
                 _take_up(said, item, _is_reply)
                 _take_up(done, item, _is_outcome)
