@@ -93,6 +93,27 @@ def test_a_bad_command_says_so_in_one_sentence(arguments, says, capsys, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_an_option_of_several_values_may_come_several_times(monkeypatch):
+    asked = []
+    monkeypatch.setattr(experiments, "plan", lambda *given: asked.append(given) or [])
+    monkeypatch.setattr(experiments, "local_subject", lambda *_: None)
+    monkeypatch.setattr(experiments, "evaluate_subject", lambda *_, **o: asked.append(o["tasks"]))
+    monkeypatch.setattr(tables, "print_result", lambda _: None)
+    sets, attacks, tasks = (["--sets", "a"], ["--sets", "b", "c"]), ["--attacks"], ["--tasks", "t"]
+    assert __main__.main(["evaluate", *sets[0], *attacks, *tasks, *sets[1], *tasks]) == 0
+    assert asked[0][:2] == (["a", "b", "c"], []) and asked[1] == ["t", "t"]
+    assert __main__.main(["evaluate"]) == 0
+    assert asked[2][:2] == (experiments.SETS, experiments.ATTACKS) and asked[3] == []
+
+
+def test_every_change_to_a_recipe_counts(capsys):
+    train = ["train", "x-boundary-smollm2-135m", "--set", "steps=0", "--set", "rank=2"]
+    assert __main__.main(train) == 1
+    assert "steps is 0" in capsys.readouterr().err
+    assert __main__.main(["train", "x-boundary-smollm2-135m", "--set", "name=x"]) == 1
+    assert "has wrong fields: name (unknown)" in capsys.readouterr().err
+
+
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     def stop(*_args, **_options):
         raise KeyboardInterrupt
