@@ -61,6 +61,14 @@ def test_scripts_of_different_length_play_side_by_side(backend):
     assert played == [backend.play([script], SHORT)[0] for script in scripts]
 
 
+def test_scripts_of_a_model_with_sliding_windows_play_side_by_side(tokenizer):
+    model = tiny_model(tokenizer, "mistral", hidden_size=64, sliding_window=16)
+    backend, longer = LocalBackend(model, tokenizer), Decoding(max_new_tokens=12)
+    scripts = [SCRIPTS[0], SCRIPTS[1], [f"{SCRIPTS[2][0]} " * 3, *SCRIPTS[2][1:], "Why?"]]
+    together = backend.play(scripts, longer)
+    assert together == [backend.play([script], longer)[0] for script in scripts]
+
+
 def test_later_turns_read_only_what_is_new(backend):
     lengths = []
 

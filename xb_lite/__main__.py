@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", help="a name, or a JSON file")
     train.add_argument("--seed", type=int, default=0)
     several = {"action": "extend", "nargs": "+"}  # once with many, or many times
-    train.add_argument(
-        "--set", **several, default=[], metavar="FIELD=VALUE", dest="changes"
-    )
+    train.add_argument("--set", **several, default=[], metavar="FIELD=VALUE", dest="changes")
     train.add_argument("--into", metavar="FOLDER", help="default: adapters in the cache folder")
     train.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
     train.set_defaults(run=_train)
@@ -77,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--sets", **several, metavar="SET", help="corpora and benchmarks; NAME=FILE for a copy"
     )
-    evaluate.add_argument("--attacks", **{**several, "nargs": "*"}, metavar="ATTACK", help="on harmful requests")
+    evaluate.add_argument(
+        "--attacks", **{**several, "nargs": "*"}, metavar="ATTACK", help="on harmful requests"
+    )
     evaluate.add_argument("--limit", type=int, help="so many items of each set")
     evaluate.add_argument("--max-new-tokens", type=int, default=64)
     evaluate.add_argument("--tasks", **several, default=[], help="lm-evaluation-harness tasks")

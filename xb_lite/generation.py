@@ -165,7 +165,7 @@ class LocalBackend:
         """The replies to each script's user turns, earlier turns and replies being history.
 
         The dialogues of a batch advance together, and the key-value cache is carried from turn to
-        turn wherever the template only appends to what stood before.
+        turn wherever the template only appends to what stood before and no layer has a window.
 
         Raises:
             ValueError: a script is empty or has a turn that is not a string; its index is named.
@@ -228,12 +228,19 @@ class _Talk:
         self.texts: list[str | None] = []
 
     def rows_for(self, dialogues: Sequence[Dialogue]) -> list[Int[Tensor, " token"]]:
-        """The tokens that are new in each dialogue since the last turn; all of them where the
-        template changed what stood before (some trim replies), and the cache is given up."""
+        """The tokens that are new in each dialogue since the last turn; all of them, and the cache
+        is given up, where the template changed what stood before (some trim replies) or the model
+        has sliding windows."""
+        # Any other layer counts padding as tokens: a window would end sooner behind a longer mate.
+        plain = all(type(layer) is _RoomyLayer for layer in self.cache.layers)
         texts = [render(self.tokenizer, dialogue) for dialogue in dialogues]
-        if self.texts and all(
-            before is not None and text.startswith(before)
-            for text, before in zip(texts, self.texts, strict=True)
+        if (
+            plain
+            and self.texts
+            and all(
+                before is not None and text.startswith(before)
+                for text, before in zip(texts, self.texts, strict=True)
+            )
         ):
             rows = [
                 _ids(self.tokenizer, text.removeprefix(before))
