@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tiny import tiny_model
+from tokenizers import decoders
 
 from xb_lite.dialogues import as_dialogue
 from xb_lite.generation import Decoding, LocalBackend
@@ -105,6 +106,19 @@ def test_prefill_begins_the_reply(backend):
     (plain,) = backend.reply([as_dialogue("Name a river.")], SHORT)
     begun = backend.tokenizer("Sure, here", add_special_tokens=False)["input_ids"]
     assert reply.prompt_tokens == plain.prompt_tokens + len(begun)
+
+
+def test_a_space_behind_the_prefill_stays_whatever_the_decoder(default_model):
+    model, tokenizer = default_model
+    like_llama = copy.deepcopy(tokenizer)
+    like_llama.backend_tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Strip(" ", 1, 0)]
+    )
+    assert like_llama.decode(tokenizer(" plan")["input_ids"]) == "plan"
+    asked, short = [as_dialogue("Name a river."), as_dialogue("Hi.")], Decoding(max_new_tokens=4)
+    replies = LocalBackend(model, tokenizer).reply(asked, short, "Sure, here")
+    assert any(reply.text.startswith("Sure, here ") for reply in replies)
+    assert LocalBackend(model, like_llama).reply(asked, short, "Sure, here") == replies
 
 
 @pytest.mark.parametrize("prefill", ["", "Sure, here"])

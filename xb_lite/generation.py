@@ -286,12 +286,21 @@ class _Talk:
         self._append(new, said)
         replies = []
         for row, (ids, mine) in enumerate(zip(new, said, strict=True)):
-            text = self.tokenizer.decode(ids[mine], skip_special_tokens=True)
+            text = self._words(ids[mine], first_words)
             finished = not bool(mine.all())
             new_tokens = int(mine.sum()) + finished
             replies.append(Reply(prefill + text, prompt_tokens[row], new_tokens, finished))
             self._remember(row, ids[mine], text)
         return replies
+
+    def _words(self, ids: Int[Tensor, " token"], before: Int[Tensor, " token"]) -> str:
+        """What the tokens say behind those of the prefill: Llama's decoder, among others, leaves
+        out the first space of a text."""
+        known, whole = (
+            self.tokenizer.decode(some, skip_special_tokens=True)
+            for some in (before, torch.cat([before, ids]))
+        )
+        return whole[len(known) :]
 
     def _append(self, ids: Tensor, counts: Tensor) -> None:
         self.ids = torch.cat([self.ids, ids], dim=1)
