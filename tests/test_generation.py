@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import tiny_model
 from tokenizers import decoders
+from transformers import GenerationConfig
 
 from xb_lite.dialogues import as_dialogue
 from xb_lite.generation import Decoding, LocalBackend
@@ -171,6 +172,28 @@ def test_default_model_ends_its_turn(default_model):
     assert "<|im_end|>" not in replies[0].text
     cut = backend.reply([as_dialogue("What is 12+30?")], Decoding(max_new_tokens=2))[0]
     assert not cut.finished and cut.new_tokens == 2
+
+
+def test_what_a_models_file_says_of_decoding_does_not_count(backend, monkeypatch):
+    dialogues = [as_dialogue(prompt) for prompt in PROMPTS]
+    plain = backend.reply(dialogues, SHORT)
+    said = backend.tokenizer(plain[0].text)["input_ids"]
+    asks = GenerationConfig(
+        eos_token_id=2, repetition_penalty=5.0, no_repeat_ngram_size=1, suppress_tokens=said
+    )
+    monkeypatch.setattr(backend.model, "generation_config", asks)
+    assert backend.reply(dialogues, SHORT) == plain
+    assert backend.model.generation_config is asks
+
+
+@pytest.mark.parametrize("ends", [None, 5, [5, 7]])
+def test_the_tokenizers_end_ends_a_reply_whatever_the_models_file_names(
+    default_model, monkeypatch, ends
+):
+    backend = LocalBackend(*default_model)
+    monkeypatch.setattr(backend.model.generation_config, "eos_token_id", ends)
+    (reply,) = backend.reply([as_dialogue("What is 12+30?")], Decoding(max_new_tokens=30))
+    assert reply.finished and reply.new_tokens < 30
 
 
 @pytest.mark.parametrize(

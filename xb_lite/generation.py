@@ -7,7 +7,7 @@ as in ActorAttack and in the multi-round evaluation of the X-Boundary code.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -268,7 +268,7 @@ class _Talk:
                 [torch.ones_like(row, dtype=torch.bool) for row in rows], True, padding_side="left"
             ),
         )
-        with torch.random.fork_rng(), self.context():
+        with torch.random.fork_rng(), self.context(), neutral(self.model):
             torch.manual_seed(decoding.seed + self.turn)
             output = self.model.generate(
                 self.ids.to(device),
@@ -280,7 +280,7 @@ class _Talk:
         self.cache = output.past_key_values
         new = output.sequences[:, self.ids.shape[1] :].cpu()
         prompt_tokens = self.counts.sum(dim=1).tolist()
-        ends = torch.isin(new, self._end_ids())
+        ends = torch.isin(new, torch.tensor(end_ids(self.model, self.tokenizer), dtype=torch.long))
         said = ends.cumsum(dim=1) == 0
         # The end-of-turn token comes again with the template's text of the next turn.
         self._append(new, said)
@@ -311,20 +311,46 @@ class _Talk:
             same = self.tokenizer.decode(ids) == text  # else the reply has special tokens in it
             self.texts[row] = self.texts[row] + text if same else None
 
-    def _end_ids(self) -> Int[Tensor, " id"]:
-        ends = self.model.generation_config.eos_token_id
-        return torch.tensor(ends if isinstance(ends, list) else [ends])
-
     def _config(self, decoding: Decoding) -> GenerationConfig:
         sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
         return GenerationConfig(
             max_new_tokens=decoding.max_new_tokens,
             do_sample=decoding.temperature > 0,
-            eos_token_id=self.model.generation_config.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
             return_dict_in_generate=True,
+            **ends_and_pad(self.model, self.tokenizer),
             **(sampling if decoding.temperature > 0 else {}),
         )
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a reply: the model's, of which some files name none, and the
+    tokenizer's."""
+    its = model.generation_config.eos_token_id
+    found = {*(its if isinstance(its, list) else [its]), tokenizer.eos_token_id}
+    return sorted(found - {None})
+
+
+def ends_and_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+    """For a ``GenerationConfig``."""
+    pad = tokenizer.pad_token_id
+    return {
+        "eos_token_id": end_ids(model, tokenizer) or None,
+        "pad_token_id": tokenizer.eos_token_id if pad is None else pad,
+    }
+
+
+@contextmanager
+def neutral(model: PreTrainedModel) -> Iterator[None]:
+    """Within it a model generates as it is asked to: what else its own file says, as a repetition
+    penalty, transformers would add to any config that leaves it open."""
+    model = next(model.modules())  # itself, where something stands before it
+    its = model.generation_config
+    # Not empty: another thread may look for the ends.
+    model.generation_config = GenerationConfig(eos_token_id=its.eos_token_id)
+    try:
+        yield
+    finally:
+        model.generation_config = its
 
 
 class _RoomyLayer(DynamicLayer):
