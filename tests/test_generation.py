@@ -165,6 +165,14 @@ def test_sampling_is_repeatable_by_its_seed(backend):
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_every_batch_draws_numbers_of_its_own(backend):
+    small = LocalBackend(backend.model, backend.tokenizer, batch_tokens=1)
+    warm = Decoding(max_new_tokens=8, temperature=1.0)
+    replies = small.reply([as_dialogue("Name a river.")] * 6, warm)
+    assert len({reply.text for reply in replies}) == 6
+    assert replies == small.reply([as_dialogue("Name a river.")] * 6, warm)
+
+
 def test_default_model_ends_its_turn(default_model):
     backend = LocalBackend(*default_model)
     replies = backend.reply([as_dialogue("What is 12+30?")], Decoding(max_new_tokens=30))

@@ -6,6 +6,7 @@ as in ActorAttack and in the multi-round evaluation of the X-Boundary code.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ TAG_TOKENS = 16  # room for a template's tags around one turn, when batches are 
 class Decoding:
     """How replies are drawn: greedy at ``temperature`` 0, else sampled from ``seed``.
 
-    ``max_new_tokens`` bounds one reply, a prefill not counted.
+    ``max_new_tokens`` bounds one reply, a prefill not counted. A sampled reply depends on what else
+    is asked in its batch: the same call with the same ``seed`` repeats it.
     """
 
     max_new_tokens: int = 64
@@ -104,7 +106,7 @@ class LocalBackend:
         replies: list[Reply | None] = [None] * len(rows)
         with tqdm(total=len(rows), desc="replies", delay=2, leave=False) as bar:
             for batch in self._batches([len(row) + begun for row in rows], 1, decoding):
-                talk = _Talk(self.model, self.tokenizer, self.precision)
+                talk = _Talk(self.model, self.tokenizer, self.precision, batch[0])
                 said = talk.go_on([rows[i] for i in batch], decoding, prefill)
                 for i, reply in zip(batch, said, strict=True):
                     replies[i] = reply
@@ -148,7 +150,7 @@ class LocalBackend:
         replies: list[list[Reply]] = [[] for _ in dialogues]
         with tqdm(total=len(replies), desc="replies", delay=2, leave=False) as bar:
             for batch in self._batches(lengths, 2, most):
-                talk = _Talk(self.model, self.tokenizer, self.precision)
+                talk = _Talk(self.model, self.tokenizer, self.precision, batch[0])
                 asked = [dialogues[i] for i in batch]
                 said = talk.go_on(talk.rows_for(asked), first)
                 longer = [
@@ -174,7 +176,7 @@ class LocalBackend:
         played: list[list[Reply]] = [[] for _ in scripts]
         with tqdm(total=sum(map(len, scripts)), desc="turns", delay=2, leave=False) as bar:
             for batch in self._script_batches(scripts, decoding):
-                talk = _Talk(self.model, self.tokenizer, self.precision)
+                talk = _Talk(self.model, self.tokenizer, self.precision, batch[0])
                 dialogues: list[list[dict[str, str]]] = [[] for _ in batch]
                 for turns in zip(*(scripts[i] for i in batch), strict=True):
                     for dialogue, turn in zip(dialogues, turns, strict=True):
@@ -207,7 +209,8 @@ class _Talk:
     """A batch of dialogues under way: all tokens so far, which of them count, and their cache.
 
     Rows have equal length. What is padding, in front or between turns, is masked out and takes no
-    position, so a row reads as if it stood alone.
+    position, so a row reads as if it stood alone. ``first`` is the place of the batch's first
+    dialogue among all, and tells batches apart.
     """
 
     def __init__(
@@ -215,10 +218,11 @@ class _Talk:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         precision: Precision | None,
+        first: int,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.context = precision.autocast if precision else nullcontext
-        self.turn = 0
+        self.first, self.turn = first, 0
         self._forget(0)
 
     def _forget(self, batch: int) -> None:
@@ -269,7 +273,9 @@ class _Talk:
             ),
         )
         with torch.random.fork_rng(), self.context(), neutral(self.model):
-            torch.manual_seed(decoding.seed + self.turn)
+            # Else every batch would draw the same numbers.
+            drawn = random.Random(f"{decoding.seed} {self.first} {self.turn}")
+            torch.manual_seed(drawn.getrandbits(63))
             output = self.model.generate(
                 self.ids.to(device),
                 attention_mask=self.counts.long().to(device),
