@@ -198,7 +198,7 @@ def capability_rows(subject: Subject, split: str) -> list[dict]:
     """Quiz accuracy and perplexity on the passages of one split; none behind a server.
 
     Behind a defense by prompt both are read after its last prompt; passages that it refuses have no
-    perplexity.
+    perplexity. Neither have those whose loss is not finite, as of a ruined model; n is of the others.
     """
     if subject.model is None:
         return []
@@ -216,7 +216,7 @@ def capability_rows(subject: Subject, split: str) -> list[dict]:
         passages,
         _asked(subject, [passage.request for passage in passages]),
     )
-    if losses:
+    if losses := [loss for loss in losses if math.isfinite(loss)]:
         found = mean(losses)
         perplexity, low, high = (math.exp(x) for x in (found.value, found.low, found.high))
         shown = Mean(perplexity, found.n, low, high)
