@@ -59,6 +59,18 @@ def test_an_adapter_is_not_put_on_a_model_of_the_same_shapes():
         experiments.local_subject("smollm2-135m", choose_precision(exact=True), folder)
 
 
+def test_a_file_of_ones_own_is_asked_under_a_name_and_a_kind(tmp_path):
+    (tmp_path / "my.csv").write_text("prompt\nBake?\nFry?\n")
+    items = experiments.plan([f"mine:harmful={tmp_path}/my.csv"], ["prefill"], limit=1)
+    assert [(i.set, i.kind, i.attack, i.request) for i in items] == [
+        ("mine", "harmful", "direct", "Bake?"),
+        ("mine", "harmful", "prefill", "Bake?"),
+    ]
+    for entry in (f"mine={tmp_path}/my.csv", "mine", "mine:harmful"):
+        with pytest.raises(ValueError, match="in a command: --sets NAME:KIND=FILE"):
+            experiments.plan([entry])
+
+
 @given(st.integers(0, 60), st.none() | st.integers(1, 80))
 def test_a_spread_is_even_and_in_order(count, limit):
     some = spread(range(count), limit)

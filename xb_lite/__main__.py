@@ -73,7 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", choices=SPLITS, help="of the book's own sets")
     evaluate.add_argument("--server", metavar="URL", help="an OpenAI-compatible one (…/v1)")
     evaluate.add_argument(
-        "--sets", **several, metavar="SET", help="corpora and benchmarks; NAME=FILE for a copy"
+        "--sets",
+        **several,
+        metavar="SET",
+        help="corpora and benchmarks; NAME=FILE: your copy of a benchmark; NAME:KIND=FILE: prompts "
+        "of your own, of a kind",
     )
     evaluate.add_argument(
         "--attacks", **{**several, "nargs": "*"}, metavar="ATTACK", help="on harmful requests"

@@ -158,7 +158,8 @@ def plan(
     """All items of an evaluation: every set as it is, and the plain harmful ones under attack.
 
     Args:
-        sets: names for ``load_items``; ``NAME=FILE`` reads a benchmark's own copy.
+        sets: names for ``load_items``; ``NAME=FILE`` reads your copy of a benchmark, and
+            ``NAME:KIND=FILE`` a file of your own, whose items are of that kind.
         attacks: of ``ATTACKS``.
         limit: at most so many items of each set, spread evenly over it, before they are wrapped.
         split: of the book's own sets and wrappers.
@@ -171,8 +172,9 @@ def plan(
         raise ValueError(f"the limit is {limit}; it must be at least 1.")
     items: list[Item] = []
     for entry in sets:
-        name, _, path = entry.partition("=")
-        plain = spread(load_items(name, split, path=path or None), limit)
+        set_, _, path = entry.partition("=")
+        name, _, kind = set_.partition(":")
+        plain = spread(load_items(name, split, path=path or None, kind=kind or None), limit)
         items += plain
         if plain[0].kind == "harmful" and plain[0].attack == "direct":
             for attack in attacks:
@@ -198,7 +200,8 @@ def capability_rows(subject: Subject, split: str) -> list[dict]:
     """Quiz accuracy and perplexity on the passages of one split; none behind a server.
 
     Behind a defense by prompt both are read after its last prompt; passages that it refuses have no
-    perplexity. Neither have those whose loss is not finite, as of a ruined model; n is of the others.
+    perplexity. Neither have those whose loss is not finite, as of a ruined model; n counts the
+    others.
     """
     if subject.model is None:
         return []
