@@ -3,10 +3,12 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_sets
@@ -25,7 +27,7 @@ from xb_lite.experiments import Subject, evaluate_subject, prompted, spread  # n
 from xb_lite.generation import Decoding, Reply  # noqa: E402
 from xb_lite.judges import INTENTION_ANALYSIS, XSTEST  # noqa: E402
 from xb_lite.log import LogError  # noqa: E402
-from xb_lite.precision import choose_precision  # noqa: E402
+from xb_lite.precision import Precision, choose_precision  # noqa: E402
 from xb_lite.recipes import load_recipe  # noqa: E402
 from xb_lite.results import find, published, read_result  # noqa: E402
 
@@ -224,6 +226,23 @@ def test_a_narrower_run_leaves_a_wider_log_as_it_is(tmp_path, monkeypatch):
     assert before == (path.read_bytes(), path.with_suffix(".jsonl").read_bytes())
     evaluate_polite(items[:1], tmp_path, resume=False)
     assert [outcome.id for outcome in read_log(path.with_suffix(".jsonl"))] == [items[0].id]
+
+
+def test_a_server_has_a_precision_and_a_machine_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    polite = Subject("polite", "polite", Polite())
+    one, other = (Precision("cpu", kind, None, "tests") for kind in (torch.float32, torch.float16))
+    assert polite.identity(one) == polite.identity(other)
+    here = replace(polite, model=object())
+    assert here.identity(one) != here.identity(other)
+    path = evaluate_polite(experiments.plan(["harmful"], [], limit=1), tmp_path)
+    assert read_result(path)["hardware"].startswith("behind a server; judged on ")
+
+    monkeypatch.setattr(experiments, "remote_subject", lambda *_: polite)
+    monkeypatch.setattr(experiments, "evaluate_subject", lambda *_, **__: path)
+    command = ["evaluate", "polite", "--server", "http://127.0.0.1:1/v1", "--sets", "benign"]
+    assert __main__.main([*command, "--limit", "1"]) == 0
+    assert "1 items\n" in capsys.readouterr().out
 
 
 def test_a_subject_behind_a_prompt_is_another_subject():

@@ -143,7 +143,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     decoding = Decoding(args.max_new_tokens)
     name = args.model or DEFAULT
     precision = precision_of(name, exact=True)
-    print(f"{len(items)} items, {precision}")
+    print(f"{len(items)} items" + ("" if args.server else f", {precision}"))
     if args.defense:
         defense_named(args.defense)  # before a model is loaded
     _check_server(args, args.model)

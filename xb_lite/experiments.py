@@ -60,12 +60,15 @@ class Subject:
     adapter: dict | None = None
 
     def identity(self, precision: Precision) -> dict[str, str]:
-        """What its replies are cached under: all that decides them but the decoding."""
+        """What its replies are cached under: all that decides them but the decoding.
+
+        A server's precision is not known here.
+        """
         weights = f" {self.adapter['digest']}" if self.adapter else ""
         return {
             "model": self.digest,
             "defense": f"{self.defense}{weights}",
-            "precision": str(precision),
+            "precision": str(precision) if self.model else "the server's",
         }
 
 
@@ -255,7 +258,7 @@ def evaluate_subject(
 
     Args:
         items: from ``plan``.
-        precision: of the subject.
+        precision: of the subject; that of one behind a server does not count.
         split: of ``items``, and of what capability is measured on.
         tasks: names of lm-evaluation-harness tasks, measured as well, on the first ``task_limit``
             items of each (see ``harness_rows``).
@@ -291,6 +294,9 @@ def evaluate_subject(
             rows += harness_rows(subject.model, subject.tokenizer, tasks, task_limit)
     asked = [(item.id, item.request, item.turns, item.prefill) for item in items]
     sets = list(dict.fromkeys(item.set for item in items))
+    run = provenance(started)
+    if subject.model is None:
+        run["hardware"] = f"behind a server; judged on {run['hardware']}"
     write_result(
         path,
         {
@@ -303,7 +309,7 @@ def evaluate_subject(
             },
             "seed": decoding.seed,
             "rows": rows,
-            **provenance(started),
+            **run,
         },
     )
     return path
