@@ -73,6 +73,20 @@ def test_a_file_of_ones_own_is_asked_under_a_name_and_a_kind(tmp_path):
             experiments.plan([entry])
 
 
+def test_folders_have_names_wherever_one_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "load_defended", lambda *_: (None, None))
+    monkeypatch.setattr(experiments, "model_digest", lambda _: "x")
+    monkeypatch.setattr(experiments, "sha256_of", lambda _: "x")
+    inside = tmp_path / "model" / "defense"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    subject = experiments.local_subject("..", choose_precision(), ".")
+    assert (subject.name, subject.defense) == ("model", "defense")
+    assert experiments.local_subject("org/model", choose_precision()).name == "model"
+    with pytest.raises(ValueError, match="is named none, as a model without a defense.*rename it"):
+        experiments.local_subject("..", choose_precision(), "mine/none/")
+
+
 @given(st.integers(0, 60), st.none() | st.integers(1, 80))
 def test_a_spread_is_even_and_in_order(count, limit):
     some = spread(range(count), limit)

@@ -197,7 +197,7 @@ def _upstream(args: argparse.Namespace) -> Upstream:
         return RemoteModel(args.server, name, os.environ.get("OPENAI_API_KEY"), args.timeout)
     precision = precision_of(name or DEFAULT, exact=True)
     model, tokenizer = load_defended(name or DEFAULT, precision, args.adapter)
-    return LocalModel(Path(name or DEFAULT).name, model, tokenizer, precision)
+    return LocalModel(Path(os.path.abspath(name or DEFAULT)).name, model, tokenizer, precision)
 
 
 def _check_server(args: argparse.Namespace, name: str | None) -> None:

@@ -81,16 +81,26 @@ def local_subject(
     Raises:
         ModelError, FetchError: see ``load_model``.
         AdapterError: there is no adapter of this model in the folder.
+        ValueError: the folder is named ``none``.
     """
+    defense = "none" if adapter is None else _last_name(adapter)
+    if adapter is not None and defense == "none":
+        raise ValueError(
+            f"the adapter's folder {adapter} is named none, as a model without a defense is in "
+            "results: rename it."
+        )
     model, tokenizer = load_defended(name, precision, adapter)
-    found, defense = None, "none"
+    found = None
     if adapter is not None:
-        adapter = Path(adapter)
-        defense = adapter.name
         run = (read_run(adapter) or {}).get("run")
-        found = {"recipe": run, "digest": sha256_of(adapter / WEIGHTS)}
+        found = {"recipe": run, "digest": sha256_of(Path(adapter) / WEIGHTS)}
     backend = LocalBackend(model, tokenizer, precision=precision)
-    return Subject(Path(name).name, model_digest(name), backend, model, tokenizer, defense, found)
+    return Subject(_last_name(name), model_digest(name), backend, model, tokenizer, defense, found)
+
+
+def _last_name(path: str | os.PathLike[str]) -> str:
+    """Of a folder, which may be given as ``.``, or of a hub id."""
+    return os.path.basename(os.path.abspath(path))
 
 
 def train_defense(
