@@ -20,15 +20,18 @@ import frontier  # noqa: E402
 
 from xb_lite import __main__, experiments, own_files, results, tables  # noqa: E402
 from xb_lite.adapters import AdapterError  # noqa: E402
-from xb_lite.attacks import PREFILL, attacked  # noqa: E402
-from xb_lite.corpora import load_corpus  # noqa: E402
+from xb_lite.attacks import ATTACKS, PREFILL, attacked  # noqa: E402
+from xb_lite.benchmarks import BENCHMARKS  # noqa: E402
+from xb_lite.corpora import KINDS, load_corpus  # noqa: E402
 from xb_lite.evaluation import read_log  # noqa: E402
 from xb_lite.experiments import Subject, evaluate_subject, prompted, spread  # noqa: E402
 from xb_lite.generation import Decoding, Reply  # noqa: E402
+from xb_lite.intention import DEFENSES  # noqa: E402
 from xb_lite.judges import INTENTION_ANALYSIS, XSTEST  # noqa: E402
 from xb_lite.log import LogError  # noqa: E402
+from xb_lite.model_files import SPECS  # noqa: E402
 from xb_lite.precision import Precision, choose_precision  # noqa: E402
-from xb_lite.recipes import load_recipe  # noqa: E402
+from xb_lite.recipes import load_recipe, recipe_names  # noqa: E402
 from xb_lite.results import find, published, read_result  # noqa: E402
 
 
@@ -119,6 +122,28 @@ def test_a_bad_command_says_so_in_one_sentence(arguments, says, capsys, monkeypa
     error = capsys.readouterr().err
     assert says in error and "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "listed"),
+    [
+        ("evaluate", [*KINDS, "multi-turn", *BENCHMARKS, *ATTACKS, *DEFENSES]),
+        ("train", recipe_names()),
+        ("serve", DEFENSES),
+        ("fetch", SPECS),
+    ],
+)
+def test_help_lists_what_can_be_named(command, listed, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        __main__.main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert [name for name in listed if name not in shown] == []
+
+
+def test_every_option_has_a_help_text():
+    (commands,) = (a for a in __main__._parser()._actions if a.dest == "command")
+    for command in commands.choices.values():
+        assert [action.dest for action in command._actions if not action.help] == []
 
 
 def test_an_option_of_several_values_may_come_several_times(monkeypatch):
