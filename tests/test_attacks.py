@@ -94,6 +94,9 @@ def test_a_file_of_ones_own_needs_a_name_and_a_kind(save):
     for kind in (None, "rude", []):
         with pytest.raises(ValueError, match="set 'cakes' needs a kind, one of harmful, "):
             load_items("cakes", path=path, kind=kind)
+    for name in ("oktest", "harmful"):
+        with pytest.raises(ValueError, match=f"set '{name}' has a kind of its own"):
+            load_items(name, kind="benign")
 
 
 def test_what_is_not_there_is_named(save, tmp_path):

@@ -21,6 +21,7 @@ import check_notebooks  # noqa: E402
 import execute  # noqa: E402
 import notebook_files  # noqa: E402
 import pages  # noqa: E402
+import render  # noqa: E402
 
 from xb_lite.corpora import (  # noqa: E402
     KINDS,
@@ -351,3 +352,15 @@ def test_every_citation_has_an_entry():
         for key in group.split(",")
     }
     assert cited <= entries
+
+
+def test_the_check_of_notebooks_has_a_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        check_notebooks.main(["--help"])
+    assert "[FILE ...]" in capsys.readouterr().out
+
+
+def test_no_port_is_named_but_by_make(tmp_path, capsys):
+    render.tell(tmp_path)
+    shown = capsys.readouterr().out
+    assert "make serve" in shown and "8000" not in shown

@@ -1,5 +1,6 @@
 """Questions and passages: what a model that knows, or a model that reads, must get."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -145,6 +146,15 @@ def test_behind_a_prompt_capability_is_read_after_it(monkeypatch):
         assert of_quiz == [asked(q.question) for q in load_quiz("validation")]
         assert of_passages == [asked(p.request) for p in load_passages("validation")]
     assert experiments.capability_rows(replace(bare, model=None), "validation") == []
+
+
+@pytest.mark.parametrize(("losses", "n"), [([1.0, math.nan, 1.0, math.inf], 2), ([math.nan], 0)])
+def test_what_is_not_finite_is_left_out_of_perplexity(monkeypatch, losses, n):
+    monkeypatch.setattr(experiments, "quiz", lambda *_: [True])
+    monkeypatch.setattr(experiments, "passage_losses", lambda *_: losses)
+    bare = experiments.Subject("x", "x", None, model=object())
+    _, *found = experiments.capability_rows(bare, "validation")
+    assert [(row["n"], row["mean"]) for row in found] == ([(n, math.e)] if n else [])
 
 
 def test_harness_tasks_see_no_prompt(tmp_path):

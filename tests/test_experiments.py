@@ -3,10 +3,12 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_sets
@@ -18,14 +20,18 @@ import frontier  # noqa: E402
 
 from xb_lite import __main__, experiments, own_files, results, tables  # noqa: E402
 from xb_lite.adapters import AdapterError  # noqa: E402
-from xb_lite.attacks import PREFILL, attacked  # noqa: E402
-from xb_lite.corpora import load_corpus  # noqa: E402
+from xb_lite.attacks import ATTACKS, PREFILL, attacked  # noqa: E402
+from xb_lite.benchmarks import BENCHMARKS  # noqa: E402
+from xb_lite.corpora import KINDS, load_corpus  # noqa: E402
 from xb_lite.evaluation import read_log  # noqa: E402
 from xb_lite.experiments import Subject, evaluate_subject, prompted, spread  # noqa: E402
 from xb_lite.generation import Decoding, Reply  # noqa: E402
+from xb_lite.intention import DEFENSES  # noqa: E402
 from xb_lite.judges import INTENTION_ANALYSIS, XSTEST  # noqa: E402
-from xb_lite.precision import choose_precision  # noqa: E402
-from xb_lite.recipes import load_recipe  # noqa: E402
+from xb_lite.log import LogError  # noqa: E402
+from xb_lite.model_files import SPECS  # noqa: E402
+from xb_lite.precision import Precision, choose_precision  # noqa: E402
+from xb_lite.recipes import load_recipe, recipe_names  # noqa: E402
 from xb_lite.results import find, published, read_result  # noqa: E402
 
 
@@ -56,6 +62,32 @@ def test_an_adapter_is_not_put_on_a_model_of_the_same_shapes():
     folder = own_files.own_file("artifacts/cpu/x-boundary/run.json").parent
     with pytest.raises(AdapterError, match="is of smollm2-135m-aligned, not of smollm2-135m"):
         experiments.local_subject("smollm2-135m", choose_precision(exact=True), folder)
+
+
+def test_a_file_of_ones_own_is_asked_under_a_name_and_a_kind(tmp_path):
+    (tmp_path / "my.csv").write_text("prompt\nBake?\nFry?\n")
+    items = experiments.plan([f"mine:harmful={tmp_path}/my.csv"], ["prefill"], limit=1)
+    assert [(i.set, i.kind, i.attack, i.request) for i in items] == [
+        ("mine", "harmful", "direct", "Bake?"),
+        ("mine", "harmful", "prefill", "Bake?"),
+    ]
+    for entry in (f"mine={tmp_path}/my.csv", "mine", "mine:harmful"):
+        with pytest.raises(ValueError, match="in a command: --sets NAME:KIND=FILE"):
+            experiments.plan([entry])
+
+
+def test_folders_have_names_wherever_one_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "load_defended", lambda *_: (None, None))
+    monkeypatch.setattr(experiments, "model_digest", lambda _: "x")
+    monkeypatch.setattr(experiments, "sha256_of", lambda _: "x")
+    inside = tmp_path / "model" / "defense"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    subject = experiments.local_subject("..", choose_precision(), ".")
+    assert (subject.name, subject.defense) == ("model", "defense")
+    assert experiments.local_subject("org/model", choose_precision()).name == "model"
+    with pytest.raises(ValueError, match="is named none, as a model without a defense.*rename it"):
+        experiments.local_subject("..", choose_precision(), "mine/none/")
 
 
 @given(st.integers(0, 60), st.none() | st.integers(1, 80))
@@ -92,6 +124,49 @@ def test_a_bad_command_says_so_in_one_sentence(arguments, says, capsys, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("command", "listed"),
+    [
+        ("evaluate", [*KINDS, "multi-turn", *BENCHMARKS, *ATTACKS, *DEFENSES]),
+        ("train", recipe_names()),
+        ("serve", DEFENSES),
+        ("fetch", SPECS),
+    ],
+)
+def test_help_lists_what_can_be_named(command, listed, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        __main__.main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert [name for name in listed if name not in shown] == []
+
+
+def test_every_option_has_a_help_text():
+    (commands,) = (a for a in __main__._parser()._actions if a.dest == "command")
+    for command in commands.choices.values():
+        assert [action.dest for action in command._actions if not action.help] == []
+
+
+def test_an_option_of_several_values_may_come_several_times(monkeypatch):
+    asked = []
+    monkeypatch.setattr(experiments, "plan", lambda *given: asked.append(given) or [])
+    monkeypatch.setattr(experiments, "local_subject", lambda *_: None)
+    monkeypatch.setattr(experiments, "evaluate_subject", lambda *_, **o: asked.append(o["tasks"]))
+    monkeypatch.setattr(tables, "print_result", lambda _: None)
+    sets, attacks, tasks = (["--sets", "a"], ["--sets", "b", "c"]), ["--attacks"], ["--tasks", "t"]
+    assert __main__.main(["evaluate", *sets[0], *attacks, *tasks, *sets[1], *tasks]) == 0
+    assert asked[0][:2] == (["a", "b", "c"], []) and asked[1] == ["t", "t"]
+    assert __main__.main(["evaluate"]) == 0
+    assert asked[2][:2] == (experiments.SETS, experiments.ATTACKS) and asked[3] == []
+
+
+def test_every_change_to_a_recipe_counts(capsys):
+    train = ["train", "x-boundary-smollm2-135m", "--set", "steps=0", "--set", "rank=2"]
+    assert __main__.main(train) == 1
+    assert "steps is 0" in capsys.readouterr().err
+    assert __main__.main(["train", "x-boundary-smollm2-135m", "--set", "name=x"]) == 1
+    assert "has wrong fields: name (unknown)" in capsys.readouterr().err
+
+
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     def stop(*_args, **_options):
         raise KeyboardInterrupt
@@ -111,7 +186,7 @@ def test_the_whole_command_on_the_default_model(tmp_path, monkeypatch, capsys):
     assert __main__.main(command) == 0
     shown = capsys.readouterr().out
     assert "ASR" in shown and "95 %" in shown and "perplexity" in shown
-    path = tmp_path / "results" / "cpu" / "smollm2-135m" / "none.json"
+    path = tmp_path / "my_results" / "cpu" / "smollm2-135m" / "none.json"
     first = read_result(path)
     assert find(first, "asr", set="harmful", attack="direct", judge="service").n == 1
     assert find(first, "accuracy").n == 2
@@ -133,10 +208,10 @@ def test_a_defense_is_trained_and_evaluated_by_two_commands(tmp_path, monkeypatc
     assert "erase 1" in capsys.readouterr().out
     evaluate = ["evaluate", "--adapter", "mine", "--sets", "benign", "--split", "validation"]
     assert __main__.main([*evaluate, "--limit", "1", "--max-new-tokens", "4"]) == 0
-    result = read_result(tmp_path / "results" / "cpu" / "smollm2-135m" / "mine.json")
+    result = read_result(tmp_path / "my_results" / "cpu" / "smollm2-135m" / "mine.json")
     assert result["adapter"]["recipe"]["recipe"]["steps"] == 1
     assert len(result["adapter"]["digest"]) == 64 and result["data"]["split"] == "validation"
-    log = (tmp_path / "results" / "cpu" / "smollm2-135m" / "mine.jsonl").read_text()
+    log = (tmp_path / "my_results" / "cpu" / "smollm2-135m" / "mine.jsonl").read_text()
     asked = json.loads(log.splitlines()[1])["id"]
     assert asked in {row.id for row in load_corpus("benign", "validation")}
 
@@ -146,6 +221,13 @@ class Polite:
 
     def reply(self, dialogues, decoding, prefill=""):
         return [Reply("No, I can't.", 1, 1, True) for _ in dialogues]
+
+
+def evaluate_polite(items, folder, **options):
+    subject, precision = Subject("polite", "polite", Polite()), choose_precision()
+    return evaluate_subject(
+        subject, items, precision, Decoding(), folder, judged_by=[XSTEST], **options
+    )
 
 
 def test_replies_are_judged_by_those_asked_to(tmp_path, monkeypatch):
@@ -165,14 +247,41 @@ def test_replies_are_judged_by_those_asked_to(tmp_path, monkeypatch):
 
 def test_the_log_beside_a_result_is_of_the_same_items(tmp_path, monkeypatch):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
-    subject = Subject("polite", "polite", Polite())
-    for limit in (3, 4):  # spread over a set, they are others
-        items = experiments.plan(["harmful"], [], limit=limit)
-        path = evaluate_subject(
-            subject, items, choose_precision(), Decoding(), tmp_path, judged_by=[XSTEST]
-        )
-        logged = {outcome.id for outcome in read_log(path.with_suffix(".jsonl"))}
-        assert logged == {item.id for item in items}
+    some = experiments.plan(["harmful"], [], limit=3)
+    for items in (some, [*some, *experiments.plan(["benign"], [], limit=3)]):
+        log = evaluate_polite(items, tmp_path).with_suffix(".jsonl")
+        assert {outcome.id for outcome in read_log(log)} == {item.id for item in items}
+
+
+def test_a_narrower_run_leaves_a_wider_log_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    items = experiments.plan(["harmful"], [], limit=3)
+    path = evaluate_polite(items, tmp_path)
+    before = path.read_bytes(), path.with_suffix(".jsonl").read_bytes()
+    with monkeypatch.context() as nothing:
+        nothing.setattr(Polite, "reply", lambda *_: pytest.fail("it was asked"))
+        with pytest.raises(LogError, match="has 2 items more than are asked now: .*--no-resume"):
+            evaluate_polite([items[0], *experiments.plan(["benign"], [])], tmp_path)
+    assert before == (path.read_bytes(), path.with_suffix(".jsonl").read_bytes())
+    evaluate_polite(items[:1], tmp_path, resume=False)
+    assert [outcome.id for outcome in read_log(path.with_suffix(".jsonl"))] == [items[0].id]
+
+
+def test_a_server_has_a_precision_and_a_machine_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    polite = Subject("polite", "polite", Polite())
+    one, other = (Precision("cpu", kind, None, "tests") for kind in (torch.float32, torch.float16))
+    assert polite.identity(one) == polite.identity(other)
+    here = replace(polite, model=object())
+    assert here.identity(one) != here.identity(other)
+    path = evaluate_polite(experiments.plan(["harmful"], [], limit=1), tmp_path)
+    assert read_result(path)["hardware"].startswith("behind a server; judged on ")
+
+    monkeypatch.setattr(experiments, "remote_subject", lambda *_: polite)
+    monkeypatch.setattr(experiments, "evaluate_subject", lambda *_, **__: path)
+    command = ["evaluate", "polite", "--server", "http://127.0.0.1:1/v1", "--sets", "benign"]
+    assert __main__.main([*command, "--limit", "1"]) == 0
+    assert "1 items\n" in capsys.readouterr().out
 
 
 def test_a_subject_behind_a_prompt_is_another_subject():

@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from tiny import tiny_model
+from tokenizers import decoders
+from transformers import GenerationConfig
 
 from xb_lite.dialogues import as_dialogue
 from xb_lite.generation import Decoding, LocalBackend
@@ -61,6 +63,14 @@ def test_scripts_of_different_length_play_side_by_side(backend):
     assert played == [backend.play([script], SHORT)[0] for script in scripts]
 
 
+def test_scripts_of_a_model_with_sliding_windows_play_side_by_side(tokenizer):
+    model = tiny_model(tokenizer, "mistral", hidden_size=64, sliding_window=16)
+    backend, longer = LocalBackend(model, tokenizer), Decoding(max_new_tokens=12)
+    scripts = [SCRIPTS[0], SCRIPTS[1], [f"{SCRIPTS[2][0]} " * 3, *SCRIPTS[2][1:], "Why?"]]
+    together = backend.play(scripts, longer)
+    assert together == [backend.play([script], longer)[0] for script in scripts]
+
+
 def test_later_turns_read_only_what_is_new(backend):
     lengths = []
 
@@ -97,6 +107,19 @@ def test_prefill_begins_the_reply(backend):
     (plain,) = backend.reply([as_dialogue("Name a river.")], SHORT)
     begun = backend.tokenizer("Sure, here", add_special_tokens=False)["input_ids"]
     assert reply.prompt_tokens == plain.prompt_tokens + len(begun)
+
+
+def test_a_space_behind_the_prefill_stays_whatever_the_decoder(default_model):
+    model, tokenizer = default_model
+    like_llama = copy.deepcopy(tokenizer)
+    like_llama.backend_tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Strip(" ", 1, 0)]
+    )
+    assert like_llama.decode(tokenizer(" plan")["input_ids"]) == "plan"
+    asked, short = [as_dialogue("Name a river."), as_dialogue("Hi.")], Decoding(max_new_tokens=4)
+    replies = LocalBackend(model, tokenizer).reply(asked, short, "Sure, here")
+    assert any(reply.text.startswith("Sure, here ") for reply in replies)
+    assert LocalBackend(model, like_llama).reply(asked, short, "Sure, here") == replies
 
 
 @pytest.mark.parametrize("prefill", ["", "Sure, here"])
@@ -142,6 +165,14 @@ def test_sampling_is_repeatable_by_its_seed(backend):
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_every_batch_draws_numbers_of_its_own(backend):
+    small = LocalBackend(backend.model, backend.tokenizer, batch_tokens=1)
+    warm = Decoding(max_new_tokens=8, temperature=1.0)
+    replies = small.reply([as_dialogue("Name a river.")] * 6, warm)
+    assert len({reply.text for reply in replies}) == 6
+    assert replies == small.reply([as_dialogue("Name a river.")] * 6, warm)
+
+
 def test_default_model_ends_its_turn(default_model):
     backend = LocalBackend(*default_model)
     replies = backend.reply([as_dialogue("What is 12+30?")], Decoding(max_new_tokens=30))
@@ -149,6 +180,28 @@ def test_default_model_ends_its_turn(default_model):
     assert "<|im_end|>" not in replies[0].text
     cut = backend.reply([as_dialogue("What is 12+30?")], Decoding(max_new_tokens=2))[0]
     assert not cut.finished and cut.new_tokens == 2
+
+
+def test_what_a_models_file_says_of_decoding_does_not_count(backend, monkeypatch):
+    dialogues = [as_dialogue(prompt) for prompt in PROMPTS]
+    plain = backend.reply(dialogues, SHORT)
+    said = backend.tokenizer(plain[0].text)["input_ids"]
+    asks = GenerationConfig(
+        eos_token_id=2, repetition_penalty=5.0, no_repeat_ngram_size=1, suppress_tokens=said
+    )
+    monkeypatch.setattr(backend.model, "generation_config", asks)
+    assert backend.reply(dialogues, SHORT) == plain
+    assert backend.model.generation_config is asks
+
+
+@pytest.mark.parametrize("ends", [None, 5, [5, 7]])
+def test_the_tokenizers_end_ends_a_reply_whatever_the_models_file_names(
+    default_model, monkeypatch, ends
+):
+    backend = LocalBackend(*default_model)
+    monkeypatch.setattr(backend.model.generation_config, "eos_token_id", ends)
+    (reply,) = backend.reply([as_dialogue("What is 12+30?")], Decoding(max_new_tokens=30))
+    assert reply.finished and reply.new_tokens < 30
 
 
 @pytest.mark.parametrize(

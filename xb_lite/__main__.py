@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +38,44 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """With what can be named, by what it is, below the help; looked up only there, for it loads
+    torch."""
+
+    listed: Callable[[], dict[str, Iterable[str]]] = dict
+
+    def format_help(self) -> str:
+        style = {"subsequent_indent": "  ", "break_on_hyphens": False}
+        lines = [
+            textwrap.fill(f"{what}: {', '.join(names)}", 79, **style)
+            for what, names in self.listed().items()
+        ]
+        return "\n".join([super().format_help(), *lines, ""]) if lines else super().format_help()
+
+
+def _recipes() -> dict[str, Iterable[str]]:
+    from xb_lite.recipes import recipe_names
+
+    return {"recipes": recipe_names()}
+
+
+def _defenses() -> dict[str, Iterable[str]]:
+    from xb_lite.intention import DEFENSES
+
+    return {"defenses by prompt": DEFENSES}
+
+
+def _asked() -> dict[str, Iterable[str]]:
+    from xb_lite.attacks import ATTACKS
+    from xb_lite.benchmarks import BENCHMARKS
+    from xb_lite.corpora import KINDS
+
+    own = (*KINDS, "multi-turn")
+    return {"the book's own sets": own, "benchmarks": BENCHMARKS, "attacks": ATTACKS, **_defenses()}
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m xb_lite",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -46,24 +84,41 @@ def _parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser(
         "fetch", help="have a model in the cache folder", description="For a class without network."
     )
-    fetch.add_argument("model", nargs="?", default=DEFAULT, choices=sorted(SPECS))
+    fetch.add_argument(
+        "model", nargs="?", default=DEFAULT, choices=sorted(SPECS), help=f"default: {DEFAULT}"
+    )
     fetch.set_defaults(run=_fetch)
     train = commands.add_parser(
         "train",
         help="a defense, by a recipe",
         description="Goes on where an earlier run stopped; a finished one is not made again.",
     )
+    train.listed = _recipes
     train.add_argument("recipe", help="a name, or a JSON file")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--set", nargs="+", default=(), metavar="FIELD=VALUE", dest="changes")
+    train.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
+    several = {"action": "extend", "nargs": "+"}  # once with many, or many times
+    train.add_argument(
+        "--set",
+        **several,
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="changes",
+        help="other values for fields of the recipe",
+    )
     train.add_argument("--into", metavar="FOLDER", help="default: adapters in the cache folder")
-    train.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
+    train.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="--no-resume begins anew",
+    )
     train.set_defaults(run=_train)
     evaluate = commands.add_parser(
         "evaluate",
         help="attack success, over-refusal, service and capability of a model",
         description="Goes on where an earlier run stopped. Replies stay in the cache folder.",
     )
+    evaluate.listed = _asked
     evaluate.add_argument(
         "model", nargs="?", help="a name, a folder, a hub id; a server's own name"
     )
@@ -72,14 +127,30 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", choices=SPLITS, help="of the book's own sets")
     evaluate.add_argument("--server", metavar="URL", help="an OpenAI-compatible one (…/v1)")
     evaluate.add_argument(
-        "--sets", nargs="+", metavar="SET", help="corpora and benchmarks; NAME=FILE for a copy"
+        "--sets",
+        **several,
+        metavar="SET",
+        help="corpora and benchmarks; NAME=FILE: your copy of a benchmark; NAME:KIND=FILE: prompts "
+        "of your own, of a kind",
     )
-    evaluate.add_argument("--attacks", nargs="*", metavar="ATTACK", help="on harmful requests")
+    evaluate.add_argument(
+        "--attacks",
+        **{**several, "nargs": "*"},
+        metavar="ATTACK",
+        help="on plain harmful requests (default: all; without a name: none)",
+    )
     evaluate.add_argument("--limit", type=int, help="so many items of each set")
-    evaluate.add_argument("--max-new-tokens", type=int, default=64)
-    evaluate.add_argument("--tasks", nargs="+", default=(), help="lm-evaluation-harness tasks")
-    evaluate.add_argument("--results", default="results", help="folder (default: results)")
-    evaluate.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
+    evaluate.add_argument(
+        "--max-new-tokens", type=int, default=64, help="of one reply (default: 64)"
+    )
+    evaluate.add_argument("--tasks", **several, default=[], help="lm-evaluation-harness tasks")
+    evaluate.add_argument("--results", default="my_results", help="folder (default: my_results)")
+    evaluate.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="--no-resume asks and judges these items anew",
+    )
     evaluate.set_defaults(run=_evaluate)
     serve = commands.add_parser(
         "serve",
@@ -87,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Clients change their base_url. A server's key is each client's own, unless "
         "OPENAI_API_KEY is set: then that one is used for whoever can reach this port.",
     )
+    serve.listed = _defenses
     serve.add_argument("model", nargs="?", help="a name, a folder, a hub id; a server's own name")
     serve.add_argument("--model", metavar="NAME", dest="named", help="the same")
     serve.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
@@ -136,7 +208,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     decoding = Decoding(args.max_new_tokens)
     name = args.model or DEFAULT
     precision = precision_of(name, exact=True)
-    print(f"{len(items)} items, {precision}")
+    print(f"{len(items)} items" + ("" if args.server else f", {precision}"))
     if args.defense:
         defense_named(args.defense)  # before a model is loaded
     _check_server(args, args.model)
@@ -190,7 +262,7 @@ def _upstream(args: argparse.Namespace) -> Upstream:
         return RemoteModel(args.server, name, os.environ.get("OPENAI_API_KEY"), args.timeout)
     precision = precision_of(name or DEFAULT, exact=True)
     model, tokenizer = load_defended(name or DEFAULT, precision, args.adapter)
-    return LocalModel(Path(name or DEFAULT).name, model, tokenizer, precision)
+    return LocalModel(Path(os.path.abspath(name or DEFAULT)).name, model, tokenizer, precision)
 
 
 def _check_server(args: argparse.Namespace, name: str | None) -> None:

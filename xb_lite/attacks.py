@@ -49,12 +49,14 @@ def load_items(
         kind: of a set of your own; known for all others.
 
     Raises:
-        ValueError: there is no such set or split, a set of your own has no kind, or a set of the
-            book's own is given a file.
+        ValueError: there is no such set or split, a set of your own has no kind, a known one is
+            given a kind, or a set of the book's own a file.
         BenchmarkError: the benchmark cannot be had, see ``load_dialogues``.
     """
     if path is not None and name in (*KINDS, "multi-turn"):
         raise ValueError(f"set {name!r} is the book's own; a file needs another name.")
+    if kind is not None and name in (*KINDS, "multi-turn", *BENCHMARKS):
+        raise ValueError(f"set {name!r} has a kind of its own: leave {kind!r} out.")
     if name in KINDS:
         return [
             Item(row.id, name, name, "direct", row.prompt, (row.prompt,))
@@ -67,10 +69,16 @@ def load_items(
         ]
     if name not in BENCHMARKS and path is None:
         known = ", ".join((*KINDS, "multi-turn", *BENCHMARKS))
-        raise ValueError(f"there is no set {name!r}: sets are {known}; a file needs its path.")
+        raise ValueError(
+            f"there is no set {name!r}: sets are {known}; a file of your own needs its path (in a "
+            "command: --sets NAME:KIND=FILE)."
+        )
     kind = BENCHMARKS[name].kind if name in BENCHMARKS else kind
     if kind not in KINDS:
-        raise ValueError(f"set {name!r} needs a kind, one of {', '.join(KINDS)}; it is {kind!r}.")
+        raise ValueError(
+            f"set {name!r} needs a kind, one of {', '.join(KINDS)}; it is {kind!r} (in a command: "
+            "--sets NAME:KIND=FILE)."
+        )
     rows = load_dialogues(name, path=path) if name in BENCHMARKS else load_dialogues(path)
     return [
         Item(

@@ -100,7 +100,8 @@ def load_dialogues(
         except MalformedError as problem:
             if not skip_malformed:
                 raise BenchmarkError(
-                    f"{source}, row {number}{problem}; skip_malformed=True leaves such rows out."
+                    f"{source}, row {number}{problem}; correct that row or take it out (in "
+                    "Python skip_malformed=True leaves such rows out)."
                 ) from None
             problems.append(f"row {number}{problem}")
     first = "; ".join(problems[:3]) + (" …" if len(problems) > 3 else "")
@@ -138,7 +139,8 @@ def _cached(benchmark: Benchmark) -> tuple[Path, bytes]:
         raise BenchmarkError(
             f"{benchmark.title} has no confirmed address to fetch from: get your own copy "
             f"({benchmark.home}) and load it with "
-            f"load_dialogues({benchmark.name!r}, path=...)."
+            f"load_dialogues({benchmark.name!r}, path=...), or in a command with --sets "
+            f"{benchmark.name}=FILE."
         )
     folder = cache_folder() / "benchmarks"
     address = hashlib.sha256(benchmark.url.encode()).hexdigest()  # a new revision is a new file
@@ -152,7 +154,8 @@ def _cached(benchmark: Benchmark) -> tuple[Path, bytes]:
             if hashlib.sha256(data).hexdigest() != recorded:
                 raise BenchmarkError(
                     f"{file} was altered since it was fetched (its sha256 is not {recorded[:12]}…):"
-                    " delete it to fetch it again, or give it as path= to use it as it is."
+                    " delete it to fetch it again, or give it as path= (in a command: --sets "
+                    f"{benchmark.name}=FILE) to use it as it is."
                 )
             return file, data
         data = _download(benchmark)
@@ -205,5 +208,5 @@ def _download(benchmark: Benchmark) -> bytes:
             error.close()  # it holds the connection
         raise BenchmarkError(
             f"{benchmark.title} could not be fetched from {benchmark.url} ({reason}): try again, "
-            "or give a copy of your own as path=."
+            f"or give a copy of your own as path= (in a command: --sets {benchmark.name}=FILE)."
         ) from error

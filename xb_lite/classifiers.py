@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from xb_lite.dialogues import as_dialogue, render
-from xb_lite.generation import Backend, Decoding
+from xb_lite.generation import Backend, Decoding, ends_and_pad, neutral
 from xb_lite.hidden import batches_by_length
 from xb_lite.judges import LABELS, VerdictError
 
@@ -112,12 +112,10 @@ class Classifier:
         )
 
     def _answers(self, rows: Sequence[Int[Tensor, " token"]]) -> list[str]:
-        end, pad = self.model.generation_config.eos_token_id, self.tokenizer.pad_token_id
         config = GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
-            eos_token_id=end,
-            pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
+            **ends_and_pad(self.model, self.tokenizer),
         )
         answers = [""] * len(rows)
         lengths = [len(row) + self.max_new_tokens for row in rows]
@@ -126,9 +124,10 @@ class Classifier:
                 ids = nn.utils.rnn.pad_sequence(
                     [rows[i] for i in batch], True, padding_value=-1, padding_side="left"
                 ).to(self.model.device)
-                output = self.model.generate(
-                    ids.clamp(min=0), attention_mask=(ids >= 0).long(), generation_config=config
-                )
+                with neutral(self.model):
+                    output = self.model.generate(
+                        ids.clamp(min=0), attention_mask=(ids >= 0).long(), generation_config=config
+                    )
                 for i, new in zip(batch, output[:, ids.shape[1] :], strict=True):
                     answers[i] = self.tokenizer.decode(new, skip_special_tokens=True)
                 bar.update(len(batch))

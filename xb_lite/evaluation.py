@@ -63,13 +63,13 @@ def evaluate(
     """Ask every item, judge every reply, and write an outcome a line into ``log``.
 
     What is in the log, or in the cache of replies, is not made again: more items cost only what is
-    new, and other judges, with a log of their own, need no new replies. With ``resume=False`` both
-    are made anew.
+    new, and other judges, with a log of their own, need no new replies. With ``resume=False`` the
+    log is begun anew, and so are the replies to these items; those to others stay cached.
 
     Args:
         subject: what is evaluated, e.g. ``{"model": digest, "defense": "none"}``: replies are
             cached under it, so two subjects must differ in it.
-        alone: at the end leave no outcomes of other items in the log. Their replies stay cached.
+        alone: refuse a log that has outcomes of other items.
 
     Returns:
         Outcomes of ``items``, in their order.
@@ -77,22 +77,24 @@ def evaluate(
     Raises:
         ValueError: there are no items or judges, two of either have one name, or an item cannot be
             asked; before anything is generated. Or a judge gives something else than labels.
-        LogError: the log or the cache cannot be gone on with; before anything is generated, unless
-            the disk fills up.
+        LogError: the log or the cache cannot be gone on with, or the log is not of these items
+            ``alone``; before anything is generated, unless the disk fills up.
     """
     _check(items, judges)
     run = {"subject": subject, "decoding": asdict(decoding)}
     replies = reply_store(run)
     judged = {**run, "judges": {judge.name: judge.source for judge in judges}}
     with Log(log, judged, anew=not resume) as done:
-        with Log(replies, run, anew=not resume, wait=True) as said:
+        if alone:
+            _check_alone(done, items)
+        with Log(replies, run, wait=True) as said:
+            if not resume:
+                said.keep(said.rows.keys() - {item.id for item in items})
             for item in items:
                 _take_up(said, item, _is_reply)
                 _take_up(done, item, _is_outcome)
             _ask(backend, [item for item in items if item.id not in done.rows], decoding, said)
         _judge(items, judges, said, done)  # others that wait for the replies need not wait for this
-        if alone:
-            done.keep({item.id for item in items})
         return [_outcome(done.rows[item.id]) for item in items]
 
 
@@ -172,6 +174,15 @@ def _check_judge(judge: Judge) -> None:
         _is_text(getattr(judge, name, None)) for name in ("name", "source")
     ):
         raise ValueError(f"a judge has a name and a source and can be called, not {judge!r:.60}")
+
+
+def _check_alone(log: Log, items: Sequence[Item]) -> None:
+    """Outcomes that took hours must not go because a later run asked for less."""
+    if others := len(log.rows.keys() - {item.id for item in items}):
+        raise LogError(
+            f"{log.path} has {others} items more than are asked now: ask them as well, give another"
+            " folder, or begin anew with --no-resume."
+        )
 
 
 def _is_text(value: object) -> bool:

@@ -60,12 +60,15 @@ class Subject:
     adapter: dict | None = None
 
     def identity(self, precision: Precision) -> dict[str, str]:
-        """What its replies are cached under: all that decides them but the decoding."""
+        """What its replies are cached under: all that decides them but the decoding.
+
+        A server's precision is not known here.
+        """
         weights = f" {self.adapter['digest']}" if self.adapter else ""
         return {
             "model": self.digest,
             "defense": f"{self.defense}{weights}",
-            "precision": str(precision),
+            "precision": str(precision) if self.model else "the server's",
         }
 
 
@@ -78,16 +81,26 @@ def local_subject(
     Raises:
         ModelError, FetchError: see ``load_model``.
         AdapterError: there is no adapter of this model in the folder.
+        ValueError: the folder is named ``none``.
     """
+    defense = "none" if adapter is None else _last_name(adapter)
+    if adapter is not None and defense == "none":
+        raise ValueError(
+            f"the adapter's folder {adapter} is named none, as a model without a defense is in "
+            "results: rename it."
+        )
     model, tokenizer = load_defended(name, precision, adapter)
-    found, defense = None, "none"
+    found = None
     if adapter is not None:
-        adapter = Path(adapter)
-        defense = adapter.name
         run = (read_run(adapter) or {}).get("run")
-        found = {"recipe": run, "digest": sha256_of(adapter / WEIGHTS)}
+        found = {"recipe": run, "digest": sha256_of(Path(adapter) / WEIGHTS)}
     backend = LocalBackend(model, tokenizer, precision=precision)
-    return Subject(Path(name).name, model_digest(name), backend, model, tokenizer, defense, found)
+    return Subject(_last_name(name), model_digest(name), backend, model, tokenizer, defense, found)
+
+
+def _last_name(path: str | os.PathLike[str]) -> str:
+    """Of a folder, which may be given as ``.``, or of a hub id."""
+    return os.path.basename(os.path.abspath(path))
 
 
 def train_defense(
@@ -158,7 +171,8 @@ def plan(
     """All items of an evaluation: every set as it is, and the plain harmful ones under attack.
 
     Args:
-        sets: names for ``load_items``; ``NAME=FILE`` reads a benchmark's own copy.
+        sets: names for ``load_items``; ``NAME=FILE`` reads your copy of a benchmark, and
+            ``NAME:KIND=FILE`` a file of your own, whose items are of that kind.
         attacks: of ``ATTACKS``.
         limit: at most so many items of each set, spread evenly over it, before they are wrapped.
         split: of the book's own sets and wrappers.
@@ -171,8 +185,9 @@ def plan(
         raise ValueError(f"the limit is {limit}; it must be at least 1.")
     items: list[Item] = []
     for entry in sets:
-        name, _, path = entry.partition("=")
-        plain = spread(load_items(name, split, path=path or None), limit)
+        set_, _, path = entry.partition("=")
+        name, _, kind = set_.partition(":")
+        plain = spread(load_items(name, split, path=path or None, kind=kind or None), limit)
         items += plain
         if plain[0].kind == "harmful" and plain[0].attack == "direct":
             for attack in attacks:
@@ -198,7 +213,8 @@ def capability_rows(subject: Subject, split: str) -> list[dict]:
     """Quiz accuracy and perplexity on the passages of one split; none behind a server.
 
     Behind a defense by prompt both are read after its last prompt; passages that it refuses have no
-    perplexity.
+    perplexity. Neither have those whose loss is not finite, as of a ruined model; n counts the
+    others.
     """
     if subject.model is None:
         return []
@@ -216,7 +232,7 @@ def capability_rows(subject: Subject, split: str) -> list[dict]:
         passages,
         _asked(subject, [passage.request for passage in passages]),
     )
-    if losses:
+    if losses := [loss for loss in losses if math.isfinite(loss)]:
         found = mean(losses)
         perplexity, low, high = (math.exp(x) for x in (found.value, found.low, found.high))
         shown = Mean(perplexity, found.n, low, high)
@@ -248,11 +264,11 @@ def evaluate_subject(
     """Evaluate a subject on all items and write ``<folder>/<subject>/<defense>.json``.
 
     The log lies beside it (``.jsonl``), of the same items. A run that was stopped goes on where it
-    was.
+    was; one of more items adds to it, one of fewer is refused.
 
     Args:
         items: from ``plan``.
-        precision: of the subject.
+        precision: of the subject; that of one behind a server does not count.
         split: of ``items``, and of what capability is measured on.
         tasks: names of lm-evaluation-harness tasks, measured as well, on the first ``task_limit``
             items of each (see ``harness_rows``).
@@ -260,7 +276,8 @@ def evaluate_subject(
 
     Raises:
         ValueError: an item or a task cannot be asked.
-        LogError: an earlier run of other settings is in the way, or the folder cannot be used.
+        LogError: an earlier run of other settings or of other items is in the way, or the folder
+            cannot be used.
     """
     started = datetime.now(UTC)
     if tasks and (subject.model is None or isinstance(subject.backend, Defended)):
@@ -287,6 +304,9 @@ def evaluate_subject(
             rows += harness_rows(subject.model, subject.tokenizer, tasks, task_limit)
     asked = [(item.id, item.request, item.turns, item.prefill) for item in items]
     sets = list(dict.fromkeys(item.set for item in items))
+    run = provenance(started)
+    if subject.model is None:
+        run["hardware"] = f"behind a server; judged on {run['hardware']}"
     write_result(
         path,
         {
@@ -299,7 +319,7 @@ def evaluate_subject(
             },
             "seed": decoding.seed,
             "rows": rows,
-            **provenance(started),
+            **run,
         },
     )
     return path

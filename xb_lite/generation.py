@@ -6,8 +6,9 @@ as in ActorAttack and in the multi-round evaluation of the X-Boundary code.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,7 +31,8 @@ TAG_TOKENS = 16  # room for a template's tags around one turn, when batches are 
 class Decoding:
     """How replies are drawn: greedy at ``temperature`` 0, else sampled from ``seed``.
 
-    ``max_new_tokens`` bounds one reply, a prefill not counted.
+    ``max_new_tokens`` bounds one reply, a prefill not counted. A sampled reply depends on what else
+    is asked in its batch: the same call with the same ``seed`` repeats it.
     """
 
     max_new_tokens: int = 64
@@ -104,7 +106,7 @@ class LocalBackend:
         replies: list[Reply | None] = [None] * len(rows)
         with tqdm(total=len(rows), desc="replies", delay=2, leave=False) as bar:
             for batch in self._batches([len(row) + begun for row in rows], 1, decoding):
-                talk = _Talk(self.model, self.tokenizer, self.precision)
+                talk = _Talk(self.model, self.tokenizer, self.precision, batch[0])
                 said = talk.go_on([rows[i] for i in batch], decoding, prefill)
                 for i, reply in zip(batch, said, strict=True):
                     replies[i] = reply
@@ -148,7 +150,7 @@ class LocalBackend:
         replies: list[list[Reply]] = [[] for _ in dialogues]
         with tqdm(total=len(replies), desc="replies", delay=2, leave=False) as bar:
             for batch in self._batches(lengths, 2, most):
-                talk = _Talk(self.model, self.tokenizer, self.precision)
+                talk = _Talk(self.model, self.tokenizer, self.precision, batch[0])
                 asked = [dialogues[i] for i in batch]
                 said = talk.go_on(talk.rows_for(asked), first)
                 longer = [
@@ -165,7 +167,7 @@ class LocalBackend:
         """The replies to each script's user turns, earlier turns and replies being history.
 
         The dialogues of a batch advance together, and the key-value cache is carried from turn to
-        turn wherever the template only appends to what stood before.
+        turn wherever the template only appends to what stood before and no layer has a window.
 
         Raises:
             ValueError: a script is empty or has a turn that is not a string; its index is named.
@@ -174,7 +176,7 @@ class LocalBackend:
         played: list[list[Reply]] = [[] for _ in scripts]
         with tqdm(total=sum(map(len, scripts)), desc="turns", delay=2, leave=False) as bar:
             for batch in self._script_batches(scripts, decoding):
-                talk = _Talk(self.model, self.tokenizer, self.precision)
+                talk = _Talk(self.model, self.tokenizer, self.precision, batch[0])
                 dialogues: list[list[dict[str, str]]] = [[] for _ in batch]
                 for turns in zip(*(scripts[i] for i in batch), strict=True):
                     for dialogue, turn in zip(dialogues, turns, strict=True):
@@ -207,7 +209,8 @@ class _Talk:
     """A batch of dialogues under way: all tokens so far, which of them count, and their cache.
 
     Rows have equal length. What is padding, in front or between turns, is masked out and takes no
-    position, so a row reads as if it stood alone.
+    position, so a row reads as if it stood alone. ``first`` is the place of the batch's first
+    dialogue among all, and tells batches apart.
     """
 
     def __init__(
@@ -215,10 +218,11 @@ class _Talk:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         precision: Precision | None,
+        first: int,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.context = precision.autocast if precision else nullcontext
-        self.turn = 0
+        self.first, self.turn = first, 0
         self._forget(0)
 
     def _forget(self, batch: int) -> None:
@@ -228,12 +232,19 @@ class _Talk:
         self.texts: list[str | None] = []
 
     def rows_for(self, dialogues: Sequence[Dialogue]) -> list[Int[Tensor, " token"]]:
-        """The tokens that are new in each dialogue since the last turn; all of them where the
-        template changed what stood before (some trim replies), and the cache is given up."""
+        """The tokens that are new in each dialogue since the last turn; all of them, and the cache
+        is given up, where the template changed what stood before (some trim replies) or the model
+        has sliding windows."""
+        # Any other layer counts padding as tokens: a window would end sooner behind a longer mate.
+        plain = all(type(layer) is _RoomyLayer for layer in self.cache.layers)
         texts = [render(self.tokenizer, dialogue) for dialogue in dialogues]
-        if self.texts and all(
-            before is not None and text.startswith(before)
-            for text, before in zip(texts, self.texts, strict=True)
+        if (
+            plain
+            and self.texts
+            and all(
+                before is not None and text.startswith(before)
+                for text, before in zip(texts, self.texts, strict=True)
+            )
         ):
             rows = [
                 _ids(self.tokenizer, text.removeprefix(before))
@@ -261,8 +272,10 @@ class _Talk:
                 [torch.ones_like(row, dtype=torch.bool) for row in rows], True, padding_side="left"
             ),
         )
-        with torch.random.fork_rng(), self.context():
-            torch.manual_seed(decoding.seed + self.turn)
+        with torch.random.fork_rng(), self.context(), neutral(self.model):
+            # Else every batch would draw the same numbers.
+            drawn = random.Random(f"{decoding.seed} {self.first} {self.turn}")
+            torch.manual_seed(drawn.getrandbits(63))
             output = self.model.generate(
                 self.ids.to(device),
                 attention_mask=self.counts.long().to(device),
@@ -273,18 +286,27 @@ class _Talk:
         self.cache = output.past_key_values
         new = output.sequences[:, self.ids.shape[1] :].cpu()
         prompt_tokens = self.counts.sum(dim=1).tolist()
-        ends = torch.isin(new, self._end_ids())
+        ends = torch.isin(new, torch.tensor(end_ids(self.model, self.tokenizer), dtype=torch.long))
         said = ends.cumsum(dim=1) == 0
         # The end-of-turn token comes again with the template's text of the next turn.
         self._append(new, said)
         replies = []
         for row, (ids, mine) in enumerate(zip(new, said, strict=True)):
-            text = self.tokenizer.decode(ids[mine], skip_special_tokens=True)
+            text = self._words(ids[mine], first_words)
             finished = not bool(mine.all())
             new_tokens = int(mine.sum()) + finished
             replies.append(Reply(prefill + text, prompt_tokens[row], new_tokens, finished))
             self._remember(row, ids[mine], text)
         return replies
+
+    def _words(self, ids: Int[Tensor, " token"], before: Int[Tensor, " token"]) -> str:
+        """What the tokens say behind those of the prefill: Llama's decoder, among others, leaves
+        out the first space of a text."""
+        known, whole = (
+            self.tokenizer.decode(some, skip_special_tokens=True)
+            for some in (before, torch.cat([before, ids]))
+        )
+        return whole[len(known) :]
 
     def _append(self, ids: Tensor, counts: Tensor) -> None:
         self.ids = torch.cat([self.ids, ids], dim=1)
@@ -295,20 +317,46 @@ class _Talk:
             same = self.tokenizer.decode(ids) == text  # else the reply has special tokens in it
             self.texts[row] = self.texts[row] + text if same else None
 
-    def _end_ids(self) -> Int[Tensor, " id"]:
-        ends = self.model.generation_config.eos_token_id
-        return torch.tensor(ends if isinstance(ends, list) else [ends])
-
     def _config(self, decoding: Decoding) -> GenerationConfig:
         sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
         return GenerationConfig(
             max_new_tokens=decoding.max_new_tokens,
             do_sample=decoding.temperature > 0,
-            eos_token_id=self.model.generation_config.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
             return_dict_in_generate=True,
+            **ends_and_pad(self.model, self.tokenizer),
             **(sampling if decoding.temperature > 0 else {}),
         )
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a reply: the model's, of which some files name none, and the
+    tokenizer's."""
+    its = model.generation_config.eos_token_id
+    found = {*(its if isinstance(its, list) else [its]), tokenizer.eos_token_id}
+    return sorted(found - {None})
+
+
+def ends_and_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+    """For a ``GenerationConfig``."""
+    pad = tokenizer.pad_token_id
+    return {
+        "eos_token_id": end_ids(model, tokenizer) or None,
+        "pad_token_id": tokenizer.eos_token_id if pad is None else pad,
+    }
+
+
+@contextmanager
+def neutral(model: PreTrainedModel) -> Iterator[None]:
+    """Within it a model generates as it is asked to: what else its own file says, as a repetition
+    penalty, transformers would add to any config that leaves it open."""
+    model = next(model.modules())  # itself, where something stands before it
+    its = model.generation_config
+    # Not empty: another thread may look for the ends.
+    model.generation_config = GenerationConfig(eos_token_id=its.eos_token_id)
+    try:
+        yield
+    finally:
+        model.generation_config = its
 
 
 class _RoomyLayer(DynamicLayer):

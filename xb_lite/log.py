@@ -142,7 +142,10 @@ def read_rows(path: Path) -> list[dict]:
     *lines, _ = data.split(b"\n")
     rows = [_row(line, *(("id", str) if i else ("run", dict))) for i, line in enumerate(lines)]
     if rows[:1] == [None]:
-        raise LogError(f"{path}, line 1 is damaged, which says of which run it is: start anew.")
+        raise LogError(
+            f"{path}, line 1 is damaged, which says of which run it is: delete the"
+            " file to start anew."
+        )
     if None in rows:
         raise LogError(
             f"{path}, line {rows.index(None) + 1} is damaged: delete it, and it is made again."

@@ -6,6 +6,7 @@ Prints one line for each fault, with the notebook and the cell, and ends with st
 is any. Nothing is executed.
 """
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -112,7 +113,13 @@ def check(paths):
 
 
 def main(arguments):
-    paths = [Path(name) for name in arguments] or chapters()
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="default: all chapters"
+    )
+    paths = options.parse_args(arguments).files or chapters()
     lines = check(paths)
     for line in lines:
         print(line)

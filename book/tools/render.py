@@ -95,9 +95,7 @@ def replace(old, new):
 
 def tell(html):
     shown = os.path.relpath(html / "index.html")
-    print(
-        f"\nThe book: {shown}\nOpen it in a browser, or run `make serve` and go to http://127.0.0.1:8000"
-    )
+    print(f"\nThe book: {shown}\nOpen it in a browser, or run `make serve`, which says where.")
 
 
 def main(arguments=None, root=ROOT):

@@ -205,7 +205,7 @@ def parse_change(text: str) -> tuple[str, object]:
         return field, value
 
 
-def load_recipe(name: str | os.PathLike[str], **changes: object) -> Recipe | Baseline:
+def load_recipe(name: str | os.PathLike[str], /, **changes: object) -> Recipe | Baseline:
     """A recipe by name, or from a JSON file of your own, with ``changes`` to its fields.
 
     Raises:
