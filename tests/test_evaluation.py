@@ -264,6 +264,19 @@ def test_other_judges_in_another_log_need_no_new_replies(folder):
     assert backend.calls == 0 and set(outcomes[0].labels) == {"xstest"}
 
 
+def test_a_judge_of_some_kinds_is_asked_about_these_alone(folder):
+    judge, items = FakeJudge(), [*ITEMS, direct(9, "benign")]
+    judge.kinds = ("harmful",)
+    outcomes = run(folder, items, [judge, XSTEST])
+    for outcome in outcomes:
+        assert (judge.name in outcome.labels) == (outcome.kind == "harmful")
+        assert "xstest" in outcome.labels
+    assert run(folder, items, [judge, XSTEST]) == outcomes
+    rows = summarise(outcomes)
+    assert {row["metric"] for row in rows if row["judge"] == judge.name} >= {"asr"}
+    assert not [row for row in rows if row["judge"] == judge.name and row["metric"] == "orr"]
+
+
 def test_a_log_stands_without_the_cache(folder):
     first = run(folder)
     the_reply_store(folder).unlink()

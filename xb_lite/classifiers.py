@@ -2,8 +2,9 @@
 
 The first two are binary. What they do not call harmful gets ``"refused"``, the other label of the
 refusal-string judges, so that agreement with those can be computed. There it only means *not
-complied*: evasions and harmless answers get it too. So judge harmful requests with them alone, and
-read an attack success rate off the labels, never a refusal rate. A chat judge has all four labels.
+complied*: evasions and harmless answers get it too. So an evaluation asks them about harmful
+requests alone; read an attack success rate off the labels, never a refusal rate. A chat judge has
+all four labels.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class Classifier:
     labels: Mapping[str, str]
     max_new_tokens: int
     batch_tokens: int = 16384
+    kinds: tuple[str, ...] = ("harmful",)
 
     def __call__(self, requests: Sequence[str], responses: Sequence[str]) -> list[str]:
         """A label for each pair.

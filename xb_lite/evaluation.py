@@ -239,29 +239,30 @@ def _judge(items: Sequence[Item], judges: Sequence[Judge], said: Log, done: Log)
         for start in range(0, len(items), BATCH):
             batch = items[start : start + BATCH]
             if left := [item for item in batch if item.id not in done.rows]:
-                rows = [said.rows[item.id] for item in left]
-                asked = [
-                    item.request
-                    for item, row in zip(left, rows, strict=True)
-                    for _ in row["replies"]
-                ]
-                texts = [reply["text"] for row in rows for reply in row["replies"]]
-                labels = {judge.name: iter(_labels(judge, asked, texts)) for judge in judges}
-                done.append(
-                    [_log_row(item, row, labels) for item, row in zip(left, rows, strict=True)]
-                )
+                labels = {judge.name: _labels_of(judge, left, said) for judge in judges}
+                done.append([_log_row(item, said.rows[item.id], labels) for item in left])
             bar.update(len(batch))
 
 
-def _log_row(item: Item, said: dict, labels: dict[str, Iterator[str | None]]) -> dict:
-    """An outcome, with what was asked; takes as many labels of each judge as there are replies."""
+def _labels_of(judge: Judge, items: Sequence[Item], said: Log) -> dict[str, list[str | None]]:
+    """By item, the labels of its replies; of items of the judge's kinds alone."""
+    kinds = getattr(judge, "kinds", KINDS)
+    mine = [(item, said.rows[item.id]["replies"]) for item in items if item.kind in kinds]
+    asked = [item.request for item, replies in mine for _ in replies]
+    texts = [reply["text"] for _, replies in mine for reply in replies]
+    given = iter(_labels(judge, asked, texts) if texts else ())
+    return {item.id: [next(given) for _ in replies] for item, replies in mine}
+
+
+def _log_row(item: Item, said: dict, labels: dict[str, dict[str, list[str | None]]]) -> dict:
+    """An outcome, with what was asked."""
     replies = said["replies"]
     outcome = Outcome(
         id=item.id,
         set=item.set,
         kind=item.kind,
         attack=item.attack,
-        labels={name: [next(given) for _ in replies] for name, given in labels.items()},
+        labels={name: given[item.id] for name, given in labels.items() if item.id in given},
         prompt_tokens=[reply["prompt_tokens"] for reply in replies],
         new_tokens=[reply["new_tokens"] for reply in replies],
         finished=[reply["finished"] for reply in replies],

@@ -19,7 +19,8 @@ class Judge(Protocol):
     """Labels responses to requests; ``name`` stands in results, ``source`` is where it is from.
 
     ``judge(requests, responses)`` gives one of ``LABELS`` for each pair, in their order. A judge
-    that cannot tell all four apart uses those it can.
+    that cannot tell all four apart uses those it can. One that has ``kinds`` is asked about items
+    of these alone.
 
     Raises VerdictError where a verdict cannot be read.
     """
