@@ -19,13 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xb_lite.adapters import WEIGHTS, read_run
 from xb_lite.attacks import ATTACKS, Item, attacked, load_items
 from xb_lite.capability import passage_losses, quiz
+from xb_lite.checks import check_fit
 from xb_lite.corpora import load_passages, load_quiz, load_wrappers
 from xb_lite.dialogues import Dialogue, as_dialogue
 from xb_lite.evaluation import digest, evaluate
 from xb_lite.generation import Backend, Decoding, LocalBackend
 from xb_lite.gibberish import Gibberish
 from xb_lite.harness import check_tasks, harness_rows
-from xb_lite.hidden import decoder_layers
 from xb_lite.intention import Defended, defense_named, last_prompts
 from xb_lite.judges import REFUSAL_JUDGES, Judge
 from xb_lite.model_files import DEFAULT, cache_folder
@@ -104,7 +104,7 @@ def train_defense(
     """
     exact = precision_of(recipe.model, exact=True)
     subject = local_subject(recipe.model, exact)
-    recipe.check_model(len(decoder_layers(subject.model)))  # before minutes of asking
+    check_fit(recipe, subject.model)  # before minutes of asking
     # Of several processes one asks, and the others find its replies in the cache.
     with PartialState(cpu=exact.device == "cpu").main_process_first():
         sets = reference_sets(subject.backend, Decoding(), subject.identity(exact))

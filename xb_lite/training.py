@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xb_lite import baselines, losses
 from xb_lite.adapters import save_adapter
+from xb_lite.checks import check_fit
 from xb_lite.hidden import lowest_layers
 from xb_lite.models import hub_name
 from xb_lite.padding_free import by_row
@@ -80,7 +81,7 @@ def train(
             the last good step is saved; there is not enough memory; or a package is missing.
         KeyboardInterrupt: it was stopped; the same call goes on.
     """
-    recipe.check_model(model.config.get_text_config().num_hidden_layers)
+    check_fit(recipe, model)
     baseline = isinstance(recipe, Baseline)
     draw = baselines.draw if baseline else draw_pairs
     build = baselines.TRAINERS[recipe.method] if baseline else XBoundaryTrainer

@@ -1,0 +1,40 @@
+"""What can be known before a run: whether a recipe and a model fit each other."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from xb_lite.hidden import decoder_layers
+from xb_lite.padding_free import relative_error
+from xb_lite.recipes import Budget, Recipe, RecipeError
+
+ROUNDING = 0.05  # relative error of states that bf16 weights can have
+
+
+def check_fit(recipe: Budget, model: PreTrainedModel) -> None:
+    """Whether ``model`` can be trained by a recipe; it is in evaluation mode afterwards.
+
+    Raises:
+        RecipeError: it has too few layers, or its attention cannot do without padding.
+    """
+    layers = decoder_layers(model)
+    recipe.check_model(len(layers))
+    # Of what is above LoRA's layers the loss of X-Boundary reads nothing.
+    top = recipe.lora_layers if isinstance(recipe, Recipe) else len(layers)
+    _check_rows(model.eval(), top - 1)
+
+
+def _check_rows(model: PreTrainedModel, layer: int) -> None:
+    name = type(model).__name__
+    advice = "take a model with plain attention, such as Llama, Mistral, Qwen2 or Gemma 3."
+    try:
+        error = relative_error(model, layer)
+    except Exception as reason:  # families refuse in ways of their own
+        said = str(reason).strip().splitlines() or [type(reason).__name__]
+        raise RecipeError(
+            f"{name} cannot be trained without padding ({said[0]}): {advice}"
+        ) from reason
+    if error > ROUNDING:
+        raise RecipeError(
+            f"{name} cannot be trained without padding (its states change by {error:.2g}): {advice}"
+        )
