@@ -34,6 +34,20 @@ def test_attention_that_reaches_across_rows_is_measured(tokenizer, kind, sizes):
     assert relative_error(model_of(tokenizer, kind, **sizes), 3) > 5 * ROUNDING
 
 
+@pytest.mark.parametrize(
+    "kind, sizes, has",
+    [
+        ("phi3", {}, "no q_proj, .*gate_proj, up_proj, and qkv_proj, gate_up_proj besides"),
+        ("gpt_neox", {}, "no q_proj, .* and query_key_value, dense, "),
+        ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2}, "no gate_proj, .*experts"),
+        ("qwen2_moe", {"num_experts": 4, "num_experts_per_tok": 2}, "experts, .* besides"),
+    ],
+)
+def test_linear_layers_that_lora_would_miss_are_named(tokenizer, kind, sizes, has):
+    with pytest.raises(RecipeError, match=f"LoRA is on q_proj, .* decoder layer 0 has {has}"):
+        check_fit(tiny_recipe(), model_of(tokenizer, kind, **sizes))
+
+
 def test_a_model_that_needs_padding_is_refused_before_anything_is_written(tokenizer, tmp_path):
     folder, recipe = tmp_path / "mine", tiny_recipe()
     with pytest.raises(RecipeError, match="Gemma2ForCausalLM .*without padding .*softcap"):
