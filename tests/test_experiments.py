@@ -193,6 +193,63 @@ def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(monkeyp
     assert "lora_layers is 99; it must be at most 30" in capsys.readouterr().err
 
 
+@pytest.fixture
+def unasked(monkeypatch):
+    monkeypatch.setattr(experiments, "reference_sets", lambda *_: pytest.fail("it was asked"))
+
+
+def trained_with(capsys, *arguments, recipe="x-boundary-smollm2-135m"):
+    """What ``train`` says on the default model when it fails."""
+    changes = ["model=smollm2-135m", *(a for a in arguments if "=" in a)]
+    options = [a for a in arguments if "=" not in a]
+    assert __main__.main(["train", recipe, *options, "--set", *changes]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("place", ["file", "file/in/it", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_is_said_to_be_before_the_model_is_loaded(
+    tmp_path, monkeypatch, capsys, place
+):
+    monkeypatch.setattr(experiments, "local_subject", lambda *_: pytest.fail("it was loaded"))
+    (tmp_path / "file").touch()
+    said = trained_with(capsys, "--into", str(tmp_path / place))
+    assert "nowhere cannot" in said or f"the folder {tmp_path / place} cannot be written to" in said
+
+
+def test_a_package_that_is_missing_is_named_before_the_model_is_asked(
+    tmp_path, monkeypatch, capsys, unasked
+):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    said = trained_with(capsys, "--into", str(tmp_path), recipe="dpo-smollm2-135m")
+    assert "pip install 'xb-lite[baselines]'" in said
+
+
+def test_processes_that_cannot_share_a_step_are_told_before_the_model_is_asked(
+    tmp_path, monkeypatch, capsys, unasked
+):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "the number of processes (3)" in trained_with(capsys, "--into", str(tmp_path))
+
+
+def test_a_folder_with_another_run_is_left_before_the_model_is_asked(tmp_path, capsys, unasked):
+    begun = tmp_path / "checkpoints" / "begun.json"
+    begun.parent.mkdir()
+    begun.write_text(json.dumps({"seed": 1, "recipe": {}}))
+    said = trained_with(capsys, "--into", str(tmp_path))
+    assert "has a run of another recipe, seed, model, precision in it" in said
+
+
+def test_an_error_of_the_system_is_one_line(monkeypatch, capsys):
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(experiments, "plan", full)
+    assert __main__.main(["evaluate"]) == 1
+    assert capsys.readouterr().err == "[Errno 28] No space left on device: 'somewhere'\n"
+
+
 # benchmarks/frontier.py
 
 

@@ -1,13 +1,19 @@
-"""What can be known before a run: whether a recipe and a model fit each other."""
+"""What can be known before a run: whether recipe, model, machine and folder fit each other."""
 
 from __future__ import annotations
+
+import tempfile
+from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from xb_lite.adapters import read_run
+from xb_lite.baselines import BY_TRL, import_trl
 from xb_lite.hidden import decoder_layers
 from xb_lite.padding_free import relative_error
 from xb_lite.recipes import LINEAR, Budget, Recipe, RecipeError
+from xb_lite.runs import TrainingError, passes
 
 ROUNDING = 0.05  # relative error of states that bf16 weights can have
 
@@ -26,6 +32,29 @@ def check_fit(recipe: Budget, model: PreTrainedModel) -> None:
     # Of what is above LoRA's layers the loss of X-Boundary reads nothing.
     top = recipe.lora_layers if isinstance(recipe, Recipe) else len(layers)
     _check_rows(model.eval(), top - 1)
+
+
+def check_place(recipe: Budget, folder: Path, resume: bool) -> None:
+    """Whether this machine can follow a recipe and keep its adapter in ``folder``, which is made.
+    A finished run that is not to begin anew needs neither.
+
+    Raises:
+        TrainingError: a package is missing, the processes cannot share a step, or the folder cannot
+            be written to.
+    """
+    if resume and read_run(folder) is not None:
+        return
+    if recipe.method in BY_TRL:
+        import_trl()
+    passes(recipe)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise TrainingError(
+            f"the folder {folder} cannot be written to ({error.strerror}): take another."
+        ) from error
 
 
 def _check_linear(name: str, place: int, layer: nn.Module) -> None:

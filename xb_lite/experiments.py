@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xb_lite.adapters import WEIGHTS, read_run
 from xb_lite.attacks import ATTACKS, Item, attacked, load_items
 from xb_lite.capability import passage_losses, quiz
-from xb_lite.checks import check_fit
+from xb_lite.checks import check_fit, check_place
 from xb_lite.corpora import load_passages, load_quiz, load_wrappers
 from xb_lite.dialogues import Dialogue, as_dialogue
 from xb_lite.evaluation import digest, evaluate
@@ -35,8 +35,9 @@ from xb_lite.rates import Mean, mean, rate
 from xb_lite.recipes import Budget
 from xb_lite.remote import RemoteBackend
 from xb_lite.results import mean_row, provenance, rate_row, summarise, write_result
+from xb_lite.runs import check_same
 from xb_lite.service import Service
-from xb_lite.training import Trained, train
+from xb_lite.training import Trained, identity, train
 from xb_lite.training_sets import reference_sets
 from xb_lite.wheels import sha256_of
 
@@ -102,9 +103,13 @@ def train_defense(
 
     Args and errors as in ``train``, and those of ``load_model`` and ``reference_sets``.
     """
-    exact = precision_of(recipe.model, exact=True)
+    exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)
+    # All that can be known is checked before minutes of asking.
+    check_place(recipe, Path(folder), resume)
     subject = local_subject(recipe.model, exact)
-    check_fit(recipe, subject.model)  # before minutes of asking
+    check_fit(recipe, subject.model)
+    if resume:
+        check_same(Path(folder), identity(recipe, seed, subject.digest, precision))
     # Of several processes one asks, and the others find its replies in the cache.
     with PartialState(cpu=exact.device == "cpu").main_process_first():
         sets = reference_sets(subject.backend, Decoding(), subject.identity(exact))
@@ -114,7 +119,7 @@ def train_defense(
         subject.tokenizer,
         sets,
         folder,
-        precision_of(recipe.model),
+        precision,
         seed=seed,
         model_digest=subject.digest,
         on_step=on_step,

@@ -19,13 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xb_lite import baselines, losses
 from xb_lite.adapters import save_adapter
-from xb_lite.checks import check_fit
+from xb_lite.checks import check_fit, check_place
 from xb_lite.hidden import lowest_layers
 from xb_lite.models import hub_name
 from xb_lite.padding_free import by_row
 from xb_lite.pairs import Pair, draw_pairs
 from xb_lite.precision import Precision
-from xb_lite.recipes import Baseline, Recipe, as_fields
+from xb_lite.recipes import Baseline, Budget, Recipe, as_fields
 from xb_lite.runs import (
     Progress,
     StopAfterStep,
@@ -77,8 +77,8 @@ def train(
 
     Raises:
         RecipeError: the model or the sets do not fit the recipe; before training.
-        TrainingError: the folder has another run in it; the loss is not finite, and the adapter of
-            the last good step is saved; there is not enough memory; or a package is missing.
+        TrainingError: the folder has another run in it or cannot be written to; the loss is not
+            finite, and the adapter of the last good step is saved; there is not enough memory; or a package is missing.
         KeyboardInterrupt: it was stopped; the same call goes on.
     """
     check_fit(recipe, model)
@@ -86,14 +86,9 @@ def train(
     draw = baselines.draw if baseline else draw_pairs
     build = baselines.TRAINERS[recipe.method] if baseline else XBoundaryTrainer
     pairs = draw(recipe, sets, tokenizer, seed)
-    run = {
-        "recipe": as_fields(recipe),
-        "seed": seed,
-        "sets": sets.digest,
-        "model": model_digest,
-        "precision": str(precision),
-    }
+    run = {**identity(recipe, seed, model_digest, precision), "sets": sets.digest}
     folder = Path(folder)
+    check_place(recipe, folder, resume)
     if (done := take_up(folder, run, resume)) is not None:
         return Trained(folder, done)
     base = hub_name(recipe.model)
@@ -123,6 +118,18 @@ def train(
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         trainer.accelerator.wait_for_everyone()
         return Trained(folder, curve(trainer.state))
+
+
+def identity(
+    recipe: Budget, seed: int, model_digest: str, precision: Precision
+) -> dict[str, object]:
+    """What decides a run beside its sets; see ``train``."""
+    return {
+        "recipe": as_fields(recipe),
+        "seed": seed,
+        "model": model_digest,
+        "precision": str(precision),
+    }
 
 
 class XBoundaryTrainer(PairTrainer):
