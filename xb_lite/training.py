@@ -78,7 +78,8 @@ def train(
     Raises:
         RecipeError: the model or the sets do not fit the recipe; before training.
         TrainingError: the folder has another run in it or cannot be written to; the loss is not
-            finite, and the adapter of the last good step is saved; there is not enough memory; or a package is missing.
+            finite, and the adapter of the last good step is saved; there is not enough memory; or
+            a package is missing.
         KeyboardInterrupt: it was stopped; the same call goes on.
     """
     check_fit(recipe, model)
