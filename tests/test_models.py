@@ -77,6 +77,31 @@ def test_model_without_chat_template_is_named(folder):
         load_model(folder, FP32)
 
 
+def test_the_chat_template_is_looked_for_before_the_weights(folder):
+    (folder / "chat_template.jinja").unlink()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="has no chat template"):
+        load_model(folder, FP32)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("model.safetensors", None, "SafetensorError: .*incomplete"),
+        ("tokenizer.json", None, "Expecting|Unterminated"),
+        ("tokenizer.json", "{}", "KeyError: 'added_tokens'"),
+        ("tokenizer.json", '{"model": {}, "added_tokens": []}', "Exception: "),
+        ("config.json", "[]", "TypeError: "),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(folder, file, content, reason):
+    whole = (folder / file).read_bytes()
+    damaged = whole[: len(whole) // 2] if content is None else content.encode()
+    (folder / file).write_bytes(damaged)
+    with pytest.raises(ModelError, match=rf"cannot be loaded \(({reason}).*ungated and loads"):
+        load_model(folder, FP32)
+
+
 def test_empty_folder_is_named(tmp_path):
     with pytest.raises(ModelError, match=f"{tmp_path} cannot be loaded|has no"):
         load_model(tmp_path, FP32)

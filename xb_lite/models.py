@@ -53,7 +53,7 @@ def load_model(
 
     Raises:
         ModelError: the model is unknown, gated, out of reach, without safetensors or chat template,
-            or needs code of its own; or the cache folder cannot be used.
+            or needs code of its own, or has a damaged file; or the cache folder cannot be used.
         FetchError: a download failed, or brought another file than it should.
     """
     precision = precision or precision_of(name)
@@ -66,13 +66,14 @@ def load_model(
         offline = os.path.isdir(source) or not _hub_answers(source)
         common = {"trust_remote_code": False, "local_files_only": offline}
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=precision.weights, use_safetensors=True, **common
-        )
     if tokenizer.chat_template is None:
         raise ModelError(
             f"{name} has no chat template, so it is not a chat model: take its instruction-tuned "
             f"version (their names often end in -Instruct), or {DEFAULT!r}."
+        )
+    with _one_sentence_errors(str(name)):  # after that: weights can take an hour
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=precision.weights, use_safetensors=True, **common
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -157,7 +158,7 @@ def _one_sentence_errors(name: str) -> Iterator[None]:
     """Say in one sentence why ``name`` could not be loaded, and what will work instead."""
     try:
         yield
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except Exception as error:  # of damaged files: of any kind
         raise ModelError(
             f"{name} {_reason(name, error)}; {DEFAULT!r} is ungated and loads everywhere."
         ) from error
@@ -174,4 +175,7 @@ def _reason(name: str, error: Exception) -> str:
         return "has no safetensors weights, the only format that is loaded here"
     if not Path(name).is_dir() and isinstance(error, LocalEntryNotFoundError | OSError):
         return "is neither a local folder nor in the hub's cache, and the model hub did not answer"
-    return f"cannot be loaded ({str(error).strip().splitlines()[0]})"
+    first = (str(error).strip().splitlines() or [""])[0]
+    if not isinstance(error, OSError | ValueError):  # of a KeyError the key alone says little
+        first = f"{type(error).__name__}: {first}"
+    return f"cannot be loaded ({first})"
