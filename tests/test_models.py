@@ -154,6 +154,20 @@ def test_digest_of_a_spec_is_that_of_its_file():
     assert model_digest("some/model") == "some/model"
 
 
+def test_digest_of_a_model_of_the_hub_has_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert model_digest("some/model") == "some/model"
+    for commit in ("a" * 40, "b" * 40):  # the repository changed
+        of_commit = tmp_path / "models--some--model" / "snapshots" / commit
+        of_commit.mkdir(parents=True)
+        (of_commit / "config.json").write_text("{}")
+        main = tmp_path / "models--some--model" / "refs" / "main"
+        main.parent.mkdir(exist_ok=True)
+        main.write_text(commit)
+        assert model_digest("some/model") == f"some/model@{commit}"
+    assert model_digest("no name of the hub") == "no name of the hub"
+
+
 def test_digest_of_a_folder_is_of_what_is_in_it(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     before = model_digest(tmp_path)

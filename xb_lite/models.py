@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import auth_check
+from huggingface_hub import auth_check, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -117,13 +117,13 @@ def precision_of(name: str | os.PathLike = DEFAULT, exact: bool = False) -> Prec
 
 def model_digest(name: str | os.PathLike = DEFAULT) -> str:
     """What identifies a model in results: the SHA-256 of its file, of ``ALIGNED`` with that of its
-    adapter behind it, of a local folder that of its files; the name of one of the hub."""
+    adapter behind it, of a local folder that of its files; of one of the hub its name, with the commit that is in the hub's cache."""
     if name == ALIGNED:
         return f"{model_digest(DEFAULT)}+{sha256_of(_aligned_adapter() / WEIGHTS)}"
     if spec := SPECS.get(str(name)):
         return spec.sha256
     if not os.path.isdir(name):
-        return str(name)
+        return _with_commit(str(name))
     files = sorted(path for path in Path(name).iterdir() if path.is_file())
     said = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
     return hashlib.sha256(said.encode()).hexdigest()
@@ -133,6 +133,14 @@ def hub_name(name: str | os.PathLike = DEFAULT) -> str:
     """The model hub's id of a model, for those who load an adapter of it elsewhere."""
     spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
     return spec.hub if spec else str(name)
+
+
+def _with_commit(name: str) -> str:
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # it cannot be a name of the hub's
+        return name
+    return f"{name}@{Path(config).parent.name}" if isinstance(config, str) else name
 
 
 def _aligned_adapter() -> Path:
