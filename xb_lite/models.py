@@ -8,6 +8,7 @@ model hub.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -109,15 +111,18 @@ def load_defended(
 
 
 def precision_of(name: str | os.PathLike = DEFAULT, exact: bool = False) -> Precision:
-    """``choose_precision(exact=exact)`` for a model by name: one in ``SPECS`` or ``ALIGNED`` is
-    small enough for fp32 weights on most GPUs."""
+    """``choose_precision(exact=exact)`` for a model by name. One in ``SPECS``, ``ALIGNED``, and one
+    in a local folder may be small enough for fp32 weights on a GPU; one of the hub counts as not.
+    """
     spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
-    return choose_precision(exact=exact, parameters=spec.parameters if spec else None)
+    parameters = spec.parameters if spec else _parameters(Path(name))
+    return choose_precision(exact=exact, parameters=parameters)
 
 
 def model_digest(name: str | os.PathLike = DEFAULT) -> str:
     """What identifies a model in results: the SHA-256 of its file, of ``ALIGNED`` with that of its
-    adapter behind it, of a local folder that of its files; of one of the hub its name, with the commit that is in the hub's cache."""
+    adapter behind it, of a local folder that of its files; of one of the hub its name, with the
+    commit that is in the hub's cache."""
     if name == ALIGNED:
         return f"{model_digest(DEFAULT)}+{sha256_of(_aligned_adapter() / WEIGHTS)}"
     if spec := SPECS.get(str(name)):
@@ -133,6 +138,20 @@ def hub_name(name: str | os.PathLike = DEFAULT) -> str:
     """The model hub's id of a model, for those who load an adapter of it elsewhere."""
     spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
     return spec.hub if spec else str(name)
+
+
+def _parameters(folder: Path) -> int | None:
+    """How many the safetensors files in a folder hold, whatever their dtype; None where there are
+    none, or one is damaged, which ``load_model`` says."""
+    total = 0
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, "pt") as weights:
+                names = weights.keys()
+                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    except (SafetensorError, OSError):
+        return None
+    return total or None
 
 
 def _with_commit(name: str) -> str:
