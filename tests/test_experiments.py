@@ -250,6 +250,21 @@ def test_an_error_of_the_system_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "[Errno 28] No space left on device: 'somewhere'\n"
 
 
+def test_a_process_has_its_gpu_before_the_model_is_loaded(tmp_path, monkeypatch):
+    class Loaded(Exception):  # noqa: N818
+        pass
+
+    def load(*_):
+        assert made
+        raise Loaded
+
+    made = []
+    monkeypatch.setattr(experiments, "PartialState", lambda cpu: made.append(cpu))
+    monkeypatch.setattr(experiments, "local_subject", load)
+    with pytest.raises(Loaded):
+        experiments.train_defense(load_recipe("x-boundary-smollm2-135m"), tmp_path)
+
+
 # benchmarks/frontier.py
 
 

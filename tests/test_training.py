@@ -16,6 +16,7 @@ import sys
 import warnings
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -822,6 +823,30 @@ def test_a_watched_pass_ends_after_the_highest_layer_or_goes_on(tokenizer):
 
 
 # Two processes
+
+
+@pytest.mark.parametrize("kind", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+@pytest.mark.parametrize("first", [True, False])
+def test_parts_of_an_adapter_are_gathered_by_all_and_saved_by_one(tmp_path, tokenizer, kind, first):
+    gathered = []
+
+    def gather(wrapped):
+        gathered.append(wrapped)
+        return {name: value + 1 for name, value in learning.state_dict().items()}
+
+    trainer = SimpleNamespace(
+        **{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, kind: True},
+        accelerator=SimpleNamespace(get_state_dict=gather),
+        model_wrapped="wrapped",
+        is_world_process_zero=lambda: first,
+        state=SimpleNamespace(log_history=[]),
+    )
+    with adapted(model_of(tokenizer), tiny_recipe(), 0) as learning:
+        own = get_peft_model_state_dict(learning)
+        wanted = {name: (value + 1).half() for name, value in own.items()}
+        training._save(trainer, learning, tmp_path / "it", {}, "base")
+    assert gathered == ["wrapped"] and (tmp_path / "it").exists() == first
+    assert not first or equal(weights(tmp_path / "it"), wanted)
 
 
 def together(folder, recipe):

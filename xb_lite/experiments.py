@@ -106,12 +106,13 @@ def train_defense(
     exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)
     # All that can be known is checked before minutes of asking.
     check_place(recipe, Path(folder), resume)
+    state = PartialState(cpu=exact.device == "cpu")  # it says which GPU is this process's
     subject = local_subject(recipe.model, exact)
     check_fit(recipe, subject.model)
     if resume:
         check_same(Path(folder), identity(recipe, seed, subject.digest, precision))
     # Of several processes one asks, and the others find its replies in the cache.
-    with PartialState(cpu=exact.device == "cpu").main_process_first():
+    with state.main_process_first():
         sets = reference_sets(subject.backend, Decoding(), subject.identity(exact))
     return train(
         recipe,

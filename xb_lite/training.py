@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from xb_lite import baselines, losses
 from xb_lite.adapters import save_adapter
@@ -107,18 +107,29 @@ def train(
         try:
             trainer.train(resume_from_checkpoint=last_checkpoint(folder))
         except NotFinite as error:
-            save_adapter(learning, folder / "last_good", run, curve(trainer.state), base)
+            _save(trainer, learning, folder / "last_good", run, base)
             raise TrainingError(
                 f"{error}; the adapter of the step before is in {folder / 'last_good'}. A lower "
                 f"learning_rate{'' if baseline else ' or a higher retain_weight'} may help."
             ) from None
         if stop.asked:
             raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step}")
+        _save(trainer, learning, folder, run, base)
         if trainer.is_world_process_zero():
-            save_adapter(learning, folder, run, curve(trainer.state), base)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         trainer.accelerator.wait_for_everyone()
         return Trained(folder, curve(trainer.state))
+
+
+def _save(
+    trainer: Trainer, learning: PeftModel, folder: Path, run: dict[str, object], base: str
+) -> None:
+    """``save_adapter`` of a trainer's model by one process; called in all."""
+    whole = None
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # each process has a part
+        whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        save_adapter(learning, folder, run, curve(trainer.state), base, whole)
 
 
 def identity(
