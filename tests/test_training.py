@@ -698,6 +698,10 @@ def test_processes_that_cannot_share_a_step_are_told_so(tmp_path, tokenizer, mon
         runs.arguments(tiny_recipe(), tmp_path, EXACT, 0)
 
 
+def test_gradients_are_scaled_down_to_a_norm_of_one(tmp_path):
+    assert runs.arguments(tiny_recipe(), tmp_path, EXACT, 0).max_grad_norm == 1
+
+
 # The model afterwards
 
 

@@ -69,6 +69,7 @@ def arguments(
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="constant",
         weight_decay=0.0,
+        max_grad_norm=1.0,  # transformers' default, said here
         use_cpu=precision.device == "cpu",
         bf16=torch.bfloat16 in (precision.products, precision.weights),
         fp16=precision.weights == torch.float16,
