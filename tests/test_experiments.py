@@ -27,6 +27,7 @@ from xb_lite.judges import INTENTION_ANALYSIS, XSTEST  # noqa: E402
 from xb_lite.precision import choose_precision  # noqa: E402
 from xb_lite.recipes import load_recipe  # noqa: E402
 from xb_lite.results import find, published, read_result  # noqa: E402
+from xb_lite.training import Trained  # noqa: E402
 
 
 def test_a_plan_has_every_set_and_the_harmful_ones_under_attack():
@@ -434,3 +435,25 @@ def test_adapters_of_recipes_with_dots_in_their_names_have_folders_of_their_own(
         for end in ("", ".json")
     }
     assert folders == {"x-boundary-qwen2.5-coder-0.5b-0", "x-boundary-qwen2.5-coder-1.5b-0"}
+
+
+def test_a_changed_recipe_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
+    def trained(recipe, folder, **_):
+        folders.append(folder.name)
+        return Trained(folder, [{"loss": 1.0}])
+
+    folders = []
+    monkeypatch.setattr(experiments, "train_defense", trained)
+    command = ["train", "circuit-breakers-smollm2-135m"]
+    for changes in (
+        [],
+        ["--set", "learning_rate=1.6e-3"],
+        ["--set", "steps=2", "model=some/model"],
+        ["--set", "model=some/model", "steps=2"],
+    ):
+        assert __main__.main([*command, *changes]) == 0
+    assert folders == [
+        "circuit-breakers-smollm2-135m-0",
+        "circuit-breakers-smollm2-135m,learning_rate=0.0016-0",
+        *["circuit-breakers-smollm2-135m,model=some_model,steps=2-0"] * 2,
+    ]

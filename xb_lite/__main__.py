@@ -112,7 +112,7 @@ def _train(args: argparse.Namespace) -> None:
 
     changes = dict(map(parse_change, args.changes))
     recipe = load_recipe(args.recipe, **changes)
-    into = args.into or experiments.adapter_folder(args.recipe, args.seed)
+    into = args.into or experiments.adapter_folder(args.recipe, args.seed, changes)
     trained = experiments.train_defense(recipe, into, seed=args.seed, resume=args.resume)
     last = ", ".join(f"{k} {v:.3g}" for k, v in trained.curve[-1].items())
     print(f"{trained.folder}\n{last}")

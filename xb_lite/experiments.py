@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,10 +128,16 @@ def train_defense(
     )
 
 
-def adapter_folder(recipe: str, seed: int) -> Path:
-    """Where ``python -m xb_lite train`` puts an adapter: in the cache, by recipe and seed."""
+def adapter_folder(recipe: str, seed: int, changes: Mapping[str, object] | None = None) -> Path:
+    """Where ``python -m xb_lite train`` puts an adapter: in the cache, by recipe, changes of its
+    fields and seed."""
     # Not its stem: names of recipes have dots in them.
     name = Path(recipe).name.removesuffix(".json")
+    # In one order, and hub ids have slashes.
+    said = (
+        f"{field}={value}".replace("/", "_") for field, value in sorted((changes or {}).items())
+    )
+    name = ",".join([name, *said])
     return cache_folder() / "adapters" / f"{name}-{seed}"
 
 
