@@ -17,7 +17,7 @@ import displacement as moves  # noqa: E402
 import frontier  # noqa: E402
 
 from xb_lite import __main__, experiments, own_files, results, tables  # noqa: E402
-from xb_lite.adapters import AdapterError  # noqa: E402
+from xb_lite.adapters import AdapterError, read_run  # noqa: E402
 from xb_lite.attacks import PREFILL, attacked  # noqa: E402
 from xb_lite.corpora import load_corpus  # noqa: E402
 from xb_lite.evaluation import read_log  # noqa: E402
@@ -240,6 +240,13 @@ def test_a_folder_with_another_run_is_left_before_the_model_is_asked(tmp_path, c
     begun.write_text(json.dumps({"seed": 1, "recipe": {}}))
     said = trained_with(capsys, "--into", str(tmp_path))
     assert "has a run of another recipe, seed, model, precision in it" in said
+
+
+def test_sets_that_are_given_are_trained_on(tmp_path, default_model, unasked):
+    recipe = load_recipe("x-boundary-smollm2-135m", model="smollm2-135m", steps=1)
+    sets = tiny_sets()
+    experiments.train_defense(recipe, tmp_path, sets=sets)
+    assert read_run(tmp_path)["run"]["sets"] == sets.digest
 
 
 def test_an_error_of_the_system_is_one_line(monkeypatch, capsys):

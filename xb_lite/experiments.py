@@ -38,7 +38,7 @@ from xb_lite.results import mean_row, provenance, rate_row, summarise, write_res
 from xb_lite.runs import check_same
 from xb_lite.service import Service
 from xb_lite.training import Trained, identity, train
-from xb_lite.training_sets import reference_sets
+from xb_lite.training_sets import Sets, reference_sets
 from xb_lite.wheels import sha256_of
 
 SETS = ("harmful", "multi-turn", "boundary-safe", "benign")
@@ -98,10 +98,12 @@ def train_defense(
     seed: int = 0,
     on_step: Callable[[dict[str, float]], None] | None = None,
     resume: bool = True,
+    sets: Sets | None = None,
 ) -> Trained:
     """Train by a recipe on the book's own prompts, answered by the recipe's model.
 
-    Args and errors as in ``train``, and those of ``load_model`` and ``reference_sets``.
+    With ``sets``, from ``reference_sets`` of that model, on those. Other args and errors as in
+    ``train``, and those of ``load_model`` and ``reference_sets``.
     """
     exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)
     # All that can be known is checked before minutes of asking.
@@ -112,8 +114,9 @@ def train_defense(
     if resume:
         check_same(Path(folder), identity(recipe, seed, subject.digest, precision))
     # Of several processes one asks, and the others find its replies in the cache.
-    with state.main_process_first():
-        sets = reference_sets(subject.backend, Decoding(), subject.identity(exact))
+    if sets is None:
+        with state.main_process_first():
+            sets = reference_sets(subject.backend, Decoding(), subject.identity(exact))
     return train(
         recipe,
         subject.model,
@@ -134,10 +137,8 @@ def adapter_folder(recipe: str, seed: int, changes: Mapping[str, object] | None 
     # Not its stem: names of recipes have dots in them.
     name = Path(recipe).name.removesuffix(".json")
     # In one order, and hub ids have slashes.
-    said = (
-        f"{field}={value}".replace("/", "_") for field, value in sorted((changes or {}).items())
-    )
-    name = ",".join([name, *said])
+    said = (f"{field}={value}" for field, value in sorted((changes or {}).items()))
+    name = ",".join([name, *said]).replace("/", "_")
     return cache_folder() / "adapters" / f"{name}-{seed}"
 
 
