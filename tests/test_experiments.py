@@ -19,7 +19,7 @@ import displacement as moves  # noqa: E402
 import frontier  # noqa: E402
 
 from xb_lite import __main__, experiments, own_files, results, tables  # noqa: E402
-from xb_lite.adapters import AdapterError  # noqa: E402
+from xb_lite.adapters import AdapterError, read_run  # noqa: E402
 from xb_lite.attacks import ATTACKS, PREFILL, attacked  # noqa: E402
 from xb_lite.benchmarks import BENCHMARKS  # noqa: E402
 from xb_lite.corpora import KINDS, load_corpus  # noqa: E402
@@ -33,6 +33,7 @@ from xb_lite.model_files import SPECS  # noqa: E402
 from xb_lite.precision import Precision, choose_precision  # noqa: E402
 from xb_lite.recipes import load_recipe, recipe_names  # noqa: E402
 from xb_lite.results import find, published, read_result  # noqa: E402
+from xb_lite.training import Trained  # noqa: E402
 
 
 def test_a_plan_has_every_set_and_the_harmful_ones_under_attack():
@@ -302,6 +303,85 @@ def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(monkeyp
     assert "lora_layers is 99; it must be at most 30" in capsys.readouterr().err
 
 
+@pytest.fixture
+def unasked(monkeypatch):
+    monkeypatch.setattr(experiments, "reference_sets", lambda *_: pytest.fail("it was asked"))
+
+
+def trained_with(capsys, *arguments, recipe="x-boundary-smollm2-135m"):
+    """What ``train`` says on the default model when it fails."""
+    changes = ["model=smollm2-135m", *(a for a in arguments if "=" in a)]
+    options = [a for a in arguments if "=" not in a]
+    assert __main__.main(["train", recipe, *options, "--set", *changes]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("place", ["file", "file/in/it", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_is_said_to_be_before_the_model_is_loaded(
+    tmp_path, monkeypatch, capsys, place
+):
+    monkeypatch.setattr(experiments, "local_subject", lambda *_: pytest.fail("it was loaded"))
+    (tmp_path / "file").touch()
+    said = trained_with(capsys, "--into", str(tmp_path / place))
+    assert "nowhere cannot" in said or f"the folder {tmp_path / place} cannot be written to" in said
+
+
+def test_a_package_that_is_missing_is_named_before_the_model_is_asked(
+    tmp_path, monkeypatch, capsys, unasked
+):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    said = trained_with(capsys, "--into", str(tmp_path), recipe="dpo-smollm2-135m")
+    assert "pip install 'xb-lite[baselines]'" in said
+
+
+def test_processes_that_cannot_share_a_step_are_told_before_the_model_is_asked(
+    tmp_path, monkeypatch, capsys, unasked
+):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "the number of processes (3)" in trained_with(capsys, "--into", str(tmp_path))
+
+
+def test_a_folder_with_another_run_is_left_before_the_model_is_asked(tmp_path, capsys, unasked):
+    begun = tmp_path / "checkpoints" / "begun.json"
+    begun.parent.mkdir()
+    begun.write_text(json.dumps({"seed": 1, "recipe": {}}))
+    said = trained_with(capsys, "--into", str(tmp_path))
+    assert "has a run of another recipe, seed, model, precision in it" in said
+
+
+def test_sets_that_are_given_are_trained_on(tmp_path, default_model, unasked):
+    recipe = load_recipe("x-boundary-smollm2-135m", model="smollm2-135m", steps=1)
+    sets = tiny_sets()
+    experiments.train_defense(recipe, tmp_path, sets=sets)
+    assert read_run(tmp_path)["run"]["sets"] == sets.digest
+
+
+def test_an_error_of_the_system_is_one_line(monkeypatch, capsys):
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(experiments, "plan", full)
+    assert __main__.main(["evaluate"]) == 1
+    assert capsys.readouterr().err == "[Errno 28] No space left on device: 'somewhere'\n"
+
+
+def test_a_process_has_its_gpu_before_the_model_is_loaded(tmp_path, monkeypatch):
+    class Loaded(Exception):  # noqa: N818
+        pass
+
+    def load(*_):
+        assert made
+        raise Loaded
+
+    made = []
+    monkeypatch.setattr(experiments, "PartialState", lambda cpu: made.append(cpu))
+    monkeypatch.setattr(experiments, "local_subject", load)
+    with pytest.raises(Loaded):
+        experiments.train_defense(load_recipe("x-boundary-smollm2-135m"), tmp_path)
+
+
 # benchmarks/frontier.py
 
 
@@ -471,3 +551,25 @@ def test_adapters_of_recipes_with_dots_in_their_names_have_folders_of_their_own(
         for end in ("", ".json")
     }
     assert folders == {"x-boundary-qwen2.5-coder-0.5b-0", "x-boundary-qwen2.5-coder-1.5b-0"}
+
+
+def test_a_changed_recipe_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
+    def trained(recipe, folder, **_):
+        folders.append(folder.name)
+        return Trained(folder, [{"loss": 1.0}])
+
+    folders = []
+    monkeypatch.setattr(experiments, "train_defense", trained)
+    command = ["train", "circuit-breakers-smollm2-135m"]
+    for changes in (
+        [],
+        ["--set", "learning_rate=1.6e-3"],
+        ["--set", "steps=2", "model=some/model"],
+        ["--set", "model=some/model", "steps=2"],
+    ):
+        assert __main__.main([*command, *changes]) == 0
+    assert folders == [
+        "circuit-breakers-smollm2-135m-0",
+        "circuit-breakers-smollm2-135m,learning_rate=0.0016-0",
+        *["circuit-breakers-smollm2-135m,model=some_model,steps=2-0"] * 2,
+    ]

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from xb_lite import hidden
 from xb_lite.dialogues import as_dialogue, encode
 from xb_lite.hidden import batches_by_length, decoder_layers, hidden_states, watch_layers
 
@@ -156,6 +157,22 @@ def test_layers_that_return_tuples_give_the_same(tokenizer):
     wanted = hidden_states(model, tokenizer, DIALOGUES, [0, 1])
     model.model.layers[1] = TupleLayer(model.model.layers[1])
     assert torch.equal(hidden_states(model, tokenizer, DIALOGUES, [0, 1]), wanted)
+
+
+def test_masks_are_where_the_state_is(tokenizer, monkeypatch):
+    """Layers of a large model lie on several GPUs; here the second lies on no device at all."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **TINY)).eval()
+    model.model.layers[1].register_forward_hook(lambda _module, _inputs, state: state.to("meta"))
+    seen = []
+
+    def last(state, mask):
+        seen.append((state.device.type, mask.device.type))
+        return [torch.zeros(TINY["hidden_size"])] * len(state)
+
+    monkeypatch.setattr(hidden, "_last", last)
+    hidden_states(model, tokenizer, DIALOGUES, [0, 1], batch_tokens=10**6)
+    assert seen == [("cpu", "cpu"), ("meta", "meta")]
 
 
 def test_works_on_a_peft_model_and_sees_the_adapter(tiny, tokenizer):

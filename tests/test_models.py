@@ -77,6 +77,31 @@ def test_model_without_chat_template_is_named(folder):
         load_model(folder, FP32)
 
 
+def test_the_chat_template_is_looked_for_before_the_weights(folder):
+    (folder / "chat_template.jinja").unlink()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="has no chat template"):
+        load_model(folder, FP32)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("model.safetensors", None, "SafetensorError: .*incomplete"),
+        ("tokenizer.json", None, "Expecting|Unterminated"),
+        ("tokenizer.json", "{}", "KeyError: 'added_tokens'"),
+        ("tokenizer.json", '{"model": {}, "added_tokens": []}', "Exception: "),
+        ("config.json", "[]", "TypeError: "),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(folder, file, content, reason):
+    whole = (folder / file).read_bytes()
+    damaged = whole[: len(whole) // 2] if content is None else content.encode()
+    (folder / file).write_bytes(damaged)
+    with pytest.raises(ModelError, match=rf"cannot be loaded \(({reason}).*ungated and loads"):
+        load_model(folder, FP32)
+
+
 def test_empty_folder_is_named(tmp_path):
     with pytest.raises(ModelError, match=f"{tmp_path} cannot be loaded|has no"):
         load_model(tmp_path, FP32)
@@ -127,6 +152,20 @@ def test_hub_errors_are_one_sentence_each(hub, tmp_path, name, endpoint, reason)
 def test_digest_of_a_spec_is_that_of_its_file():
     assert model_digest().startswith("b179c9523d0e")
     assert model_digest("some/model") == "some/model"
+
+
+def test_digest_of_a_model_of_the_hub_has_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert model_digest("some/model") == "some/model"
+    for commit in ("a" * 40, "b" * 40):  # the repository changed
+        of_commit = tmp_path / "models--some--model" / "snapshots" / commit
+        of_commit.mkdir(parents=True)
+        (of_commit / "config.json").write_text("{}")
+        main = tmp_path / "models--some--model" / "refs" / "main"
+        main.parent.mkdir(exist_ok=True)
+        main.write_text(commit)
+        assert model_digest("some/model") == f"some/model@{commit}"
+    assert model_digest("no name of the hub") == "no name of the hub"
 
 
 def test_digest_of_a_folder_is_of_what_is_in_it(tmp_path):

@@ -4,15 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from xb_lite import precision
+from xb_lite.models import precision_of
 from xb_lite.precision import choose_precision
 
 
 @pytest.fixture
 def cuda(monkeypatch):
     def pretend(capability, gigabytes=80):
-        properties = SimpleNamespace(total_memory=gigabytes * 10**9)
+        properties = SimpleNamespace(total_memory=int(gigabytes * 10**9))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _=None: properties)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)
@@ -85,6 +87,19 @@ def test_a_gpu_without_bf16_computes_small_models_in_fp32(cuda, exact):
     chosen = choose_precision(exact=exact, parameters=10**8)
     assert (chosen.weights, chosen.products) == (torch.float32, None)
     assert choose_precision(exact=exact, parameters=10**9).weights == torch.float16
+
+
+def test_a_model_in_a_folder_is_as_small_as_the_same_one_by_name(cuda, tmp_path):
+    cuda((8, 0))
+    weights = {"a": torch.zeros(10**6).bfloat16(), "b": torch.zeros(10, 10).half()}
+    save_file(weights, tmp_path / "1.safetensors")
+    assert precision_of(tmp_path) == choose_precision(parameters=10**6 + 100)
+    assert precision_of(tmp_path, exact=True) == precision_of(exact=True)
+    cuda((8, 0), gigabytes=0.03)  # 4 MB of fp32 weights are more than an eighth of it
+    assert precision_of(tmp_path, exact=True).weights == torch.bfloat16
+    (tmp_path / "1.safetensors").write_bytes(b"half")
+    for name in (tmp_path, "some/model"):
+        assert precision_of(name, exact=True) == choose_precision()
 
 
 def test_exact_does_not_make_a_missing_device_a_present_one(monkeypatch):

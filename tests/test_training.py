@@ -16,6 +16,7 @@ import sys
 import warnings
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -697,6 +698,10 @@ def test_processes_that_cannot_share_a_step_are_told_so(tmp_path, tokenizer, mon
         runs.arguments(tiny_recipe(), tmp_path, EXACT, 0)
 
 
+def test_gradients_are_scaled_down_to_a_norm_of_one(tmp_path):
+    assert runs.arguments(tiny_recipe(), tmp_path, EXACT, 0).max_grad_norm == 1
+
+
 # The model afterwards
 
 
@@ -782,9 +787,10 @@ def test_layers_above_those_that_learn_are_never_run(tmp_path, tokenizer):
         for layer, module in enumerate(model.model.layers):
             stack.callback(module.register_forward_hook(count(layer)).remove)
         run(tokenizer, tmp_path, model, reference="adapter-off")
-        assert calls == [8, 8, 8, 0, 0]  # once for either model in each of 4 steps
+        # Once for either model in each of 4 steps, and twice to see that rows need no padding.
+        assert calls == [10, 10, 10, 0, 0]
         logits(model)
-        assert calls == [9, 9, 9, 1, 1]
+        assert calls == [11, 11, 11, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])
@@ -821,6 +827,30 @@ def test_a_watched_pass_ends_after_the_highest_layer_or_goes_on(tokenizer):
 
 
 # Two processes
+
+
+@pytest.mark.parametrize("kind", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+@pytest.mark.parametrize("first", [True, False])
+def test_parts_of_an_adapter_are_gathered_by_all_and_saved_by_one(tmp_path, tokenizer, kind, first):
+    gathered = []
+
+    def gather(wrapped):
+        gathered.append(wrapped)
+        return {name: value + 1 for name, value in learning.state_dict().items()}
+
+    trainer = SimpleNamespace(
+        **{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, kind: True},
+        accelerator=SimpleNamespace(get_state_dict=gather),
+        model_wrapped="wrapped",
+        is_world_process_zero=lambda: first,
+        state=SimpleNamespace(log_history=[]),
+    )
+    with adapted(model_of(tokenizer), tiny_recipe(), 0) as learning:
+        own = get_peft_model_state_dict(learning)
+        wanted = {name: (value + 1).half() for name, value in own.items()}
+        training._save(trainer, learning, tmp_path / "it", {}, "base")
+    assert gathered == ["wrapped"] and (tmp_path / "it").exists() == first
+    assert not first or equal(weights(tmp_path / "it"), wanted)
 
 
 def together(folder, recipe):

@@ -4,13 +4,16 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 
 import pytest
+from tiny import tiny_recipe
 
-from xb_lite.attacks import PREFILL, load_items
+from xb_lite.attacks import PREFILL, Item, load_items
 from xb_lite.dialogues import as_dialogue, as_turns
 from xb_lite.evaluation import ask, evaluate
 from xb_lite.generation import Decoding, Reply
 from xb_lite.judges import XSTEST
 from xb_lite.log import LogError
+from xb_lite.pairs import draw_pairs
+from xb_lite.recipes import RecipeError
 from xb_lite.training_sets import REFUSAL, Sets, reference_sets
 
 DECODING = Decoding(max_new_tokens=32)
@@ -257,3 +260,40 @@ def test_ask_refuses_what_cannot_be_asked_and_a_cache_of_other_items():
     other = type(item)(**{**asdict(item), "request": "Another?", "turns": ("Another?",)})
     with pytest.raises(LogError, match=re.escape(repr(item.id))):
         ask(backend, [other], DECODING, subject=SUBJECT)
+
+
+# Prompts of one's own
+
+
+def own(kind, prompts):
+    return [Item(f"my-{kind}-{i}", "mine", kind, "direct", p, (p,)) for i, p in enumerate(prompts)]
+
+
+def test_own_prompts_stand_in_place_of_the_books():
+    mine = {kind: own(kind, PROMPTS[kind]) for kind in ("harmful", "boundary-safe", "benign")}
+    backend, book = Fake(), sets()
+    found = sets(backend, items=mine)
+    assert found.harmful == book.harmful[:4] and found.compliant == book.compliant
+    assert found.benign == book.benign and found.benign_dialogues == book.benign_dialogues
+    assert found.harmful_dialogues == []
+    assert not any(script[-1] in words for script in SCRIPTS for words in backend.asked)
+    some = sets(items={"benign": mine["benign"]})
+    assert some.benign == book.benign and some.harmful == some.refused == some.compliant == []
+
+
+def test_an_empty_set_that_a_recipe_needs_is_named(tokenizer):
+    some = sets(items={"benign": own("benign", PROMPTS["benign"])})
+    with pytest.raises(RecipeError, match="boundary_share is 0.25, but the harmful set is empty"):
+        draw_pairs(tiny_recipe(), some, tokenizer, 0)
+
+
+def test_own_prompts_that_cannot_be_are_named():
+    one, two = own("harmful", PROMPTS["harmful"][:2])
+    for items, words in (
+        ({"harmless": []}, "kinds are harmful, .*, not harmless"),
+        ({"harmful": [one], "benign": [one]}, "two items have the id 'my-harmful-0'"),
+        ({"harmful": [replace(two, turns=("a", "b"))]}, "'my-harmful-1' is not one plain turn"),
+        ({"benign": [replace(two, attack="wrapper")]}, "'my-harmful-1' is not one plain turn"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            sets(items=items)

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         args.run(args)
-    except (ModelError, FetchError, ValueError, RuntimeError) as error:
+    except (ModelError, FetchError, ValueError, RuntimeError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -184,7 +184,7 @@ def _train(args: argparse.Namespace) -> None:
 
     changes = dict(map(parse_change, args.changes))
     recipe = load_recipe(args.recipe, **changes)
-    into = args.into or experiments.adapter_folder(args.recipe, args.seed)
+    into = args.into or experiments.adapter_folder(args.recipe, args.seed, changes)
     trained = experiments.train_defense(recipe, into, seed=args.seed, resume=args.resume)
     last = ", ".join(f"{k} {v:.3g}" for k, v in trained.curve[-1].items())
     print(f"{trained.folder}\n{last}")

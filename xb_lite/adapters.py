@@ -41,6 +41,7 @@ def save_adapter(
     run: dict[str, object],
     curve: list[dict[str, float]],
     base: str,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     """Write weights, peft's config, ``run.json`` (the run and its curve) and a card, README.md.
 
@@ -48,6 +49,7 @@ def save_adapter(
         run: all that decided the run, as JSON can hold it; two runs of one are the same.
         curve: terms at every step.
         base: where others find the base model: a hub id.
+        state: all weights of ``adapted``, where it has parts of them alone.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,7 @@ def save_adapter(
     config.base_model_name_or_path = base
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)  # a set: in another order every time
-    weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    weights = get_peft_model_state_dict(adapted, state, save_embedding_layers=False)
     save_file(
         {name: value.detach().cpu().half().contiguous() for name, value in weights.items()},
         folder / WEIGHTS,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import ModuleType
 
 import torch
 from jaxtyping import Float
@@ -81,7 +82,7 @@ def sft(
     Args:
         where: folder, precision and seed, as for ``runs.arguments``.
     """
-    trl = _trl()
+    trl = import_trl()
 
     class Sft(_ByTrl, trl.SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -108,7 +109,7 @@ def dpo(
     anything, so the items to keep are preferences as well: their own answer to the refusal. The
     reference is the model without the adapter. Arguments as in ``sft``.
     """
-    trl = _trl()
+    trl = import_trl()
 
     class Dpo(_ByTrl, trl.DPOTrainer):
         term_names = ("loss", "margin")
@@ -196,6 +197,7 @@ TRAINERS = {
     "gradient-ascent": GradientAscent,
     "refusal-tuning": RefusalTuning,
 }
+BY_TRL = ("sft", "dpo")
 
 
 def refusal_direction(
@@ -276,7 +278,8 @@ class _ByTrl(InOrder):
         """trl tells its makers of every run; a book does not."""
 
 
-def _trl():
+def import_trl() -> ModuleType:
+    """trl, which takes seconds. Raises a TrainingError where it is not installed."""
     try:
         import trl
     except ImportError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xb_lite.adapters import WEIGHTS, read_run
 from xb_lite.attacks import ATTACKS, Item, attacked, load_items
 from xb_lite.capability import passage_losses, quiz
+from xb_lite.checks import check_fit, check_place
 from xb_lite.corpora import load_passages, load_quiz, load_wrappers
 from xb_lite.dialogues import Dialogue, as_dialogue
 from xb_lite.evaluation import digest, evaluate
 from xb_lite.generation import Backend, Decoding, LocalBackend
 from xb_lite.gibberish import Gibberish
 from xb_lite.harness import check_tasks, harness_rows
-from xb_lite.hidden import decoder_layers
 from xb_lite.intention import Defended, defense_named, last_prompts
 from xb_lite.judges import REFUSAL_JUDGES, Judge
 from xb_lite.model_files import DEFAULT, cache_folder
@@ -35,9 +35,10 @@ from xb_lite.rates import Mean, mean, rate
 from xb_lite.recipes import Budget
 from xb_lite.remote import RemoteBackend
 from xb_lite.results import mean_row, provenance, rate_row, summarise, write_result
+from xb_lite.runs import check_same
 from xb_lite.service import Service
-from xb_lite.training import Trained, train
-from xb_lite.training_sets import reference_sets
+from xb_lite.training import Trained, identity, train
+from xb_lite.training_sets import Sets, reference_sets
 from xb_lite.wheels import sha256_of
 
 SETS = ("harmful", "multi-turn", "boundary-safe", "benign")
@@ -110,24 +111,32 @@ def train_defense(
     seed: int = 0,
     on_step: Callable[[dict[str, float]], None] | None = None,
     resume: bool = True,
+    sets: Sets | None = None,
 ) -> Trained:
     """Train by a recipe on the book's own prompts, answered by the recipe's model.
 
-    Args and errors as in ``train``, and those of ``load_model`` and ``reference_sets``.
+    With ``sets``, from ``reference_sets`` of that model, on those. Other args and errors as in
+    ``train``, and those of ``load_model`` and ``reference_sets``.
     """
-    exact = precision_of(recipe.model, exact=True)
+    exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)
+    # All that can be known is checked before minutes of asking.
+    check_place(recipe, Path(folder), resume)
+    state = PartialState(cpu=exact.device == "cpu")  # it says which GPU is this process's
     subject = local_subject(recipe.model, exact)
-    recipe.check_model(len(decoder_layers(subject.model)))  # before minutes of asking
+    check_fit(recipe, subject.model)
+    if resume:
+        check_same(Path(folder), identity(recipe, seed, subject.digest, precision))
     # Of several processes one asks, and the others find its replies in the cache.
-    with PartialState(cpu=exact.device == "cpu").main_process_first():
-        sets = reference_sets(subject.backend, Decoding(), subject.identity(exact))
+    if sets is None:
+        with state.main_process_first():
+            sets = reference_sets(subject.backend, Decoding(), subject.identity(exact))
     return train(
         recipe,
         subject.model,
         subject.tokenizer,
         sets,
         folder,
-        precision_of(recipe.model),
+        precision,
         seed=seed,
         model_digest=subject.digest,
         on_step=on_step,
@@ -135,10 +144,14 @@ def train_defense(
     )
 
 
-def adapter_folder(recipe: str, seed: int) -> Path:
-    """Where ``python -m xb_lite train`` puts an adapter: in the cache, by recipe and seed."""
+def adapter_folder(recipe: str, seed: int, changes: Mapping[str, object] | None = None) -> Path:
+    """Where ``python -m xb_lite train`` puts an adapter: in the cache, by recipe, changes of its
+    fields and seed."""
     # Not its stem: names of recipes have dots in them.
     name = Path(recipe).name.removesuffix(".json")
+    # In one order, and hub ids have slashes.
+    said = (f"{field}={value}" for field, value in sorted((changes or {}).items()))
+    name = ",".join([name, *said]).replace("/", "_")
     return cache_folder() / "adapters" / f"{name}-{seed}"
 
 

@@ -219,12 +219,11 @@ def _run(
     model: nn.Module, ids: Tensor, attention: Tensor, mask: Tensor, layers: list[int], pool: Pool
 ) -> list[list[Tensor]]:
     device = next(model.parameters()).device
-    mask = mask.to(device)
     kept: dict[int, list[Tensor]] = {}
 
     def see(layer: int, state: Tensor) -> None:
         with torch.autocast(device.type, enabled=False):
-            kept[layer] = [row.cpu() for row in pool(state.float(), mask)]
+            kept[layer] = [row.cpu() for row in pool(state.float(), mask.to(state.device))]
 
     with watch_layers(model, layers, see):
         model(input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False)

@@ -8,12 +8,13 @@ model hub.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import auth_check
+from huggingface_hub import auth_check, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -53,7 +55,7 @@ def load_model(
 
     Raises:
         ModelError: the model is unknown, gated, out of reach, without safetensors or chat template,
-            or needs code of its own; or the cache folder cannot be used.
+            or needs code of its own, or has a damaged file; or the cache folder cannot be used.
         FetchError: a download failed, or brought another file than it should.
     """
     precision = precision or precision_of(name)
@@ -66,13 +68,14 @@ def load_model(
         offline = os.path.isdir(source) or not _hub_answers(source)
         common = {"trust_remote_code": False, "local_files_only": offline}
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=precision.weights, use_safetensors=True, **common
-        )
     if tokenizer.chat_template is None:
         raise ModelError(
             f"{name} has no chat template, so it is not a chat model: take its instruction-tuned "
             f"version (their names often end in -Instruct), or {DEFAULT!r}."
+        )
+    with _one_sentence_errors(str(name)):  # after that: weights can take an hour
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=precision.weights, use_safetensors=True, **common
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -108,21 +111,24 @@ def load_defended(
 
 
 def precision_of(name: str | os.PathLike = DEFAULT, exact: bool = False) -> Precision:
-    """``choose_precision(exact=exact)`` for a model by name: one in ``SPECS`` or ``ALIGNED`` is
-    small enough for fp32 weights on most GPUs."""
+    """``choose_precision(exact=exact)`` for a model by name. One in ``SPECS``, ``ALIGNED``, and one
+    in a local folder may be small enough for fp32 weights on a GPU; one of the hub counts as not.
+    """
     spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
-    return choose_precision(exact=exact, parameters=spec.parameters if spec else None)
+    parameters = spec.parameters if spec else _parameters(Path(name))
+    return choose_precision(exact=exact, parameters=parameters)
 
 
 def model_digest(name: str | os.PathLike = DEFAULT) -> str:
     """What identifies a model in results: the SHA-256 of its file, of ``ALIGNED`` with that of its
-    adapter behind it, of a local folder that of its files; the name of one of the hub."""
+    adapter behind it, of a local folder that of its files; of one of the hub its name, with the
+    commit that is in the hub's cache."""
     if name == ALIGNED:
         return f"{model_digest(DEFAULT)}+{sha256_of(_aligned_adapter() / WEIGHTS)}"
     if spec := SPECS.get(str(name)):
         return spec.sha256
     if not os.path.isdir(name):
-        return str(name)
+        return _with_commit(str(name))
     files = sorted(path for path in Path(name).iterdir() if path.is_file())
     said = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
     return hashlib.sha256(said.encode()).hexdigest()
@@ -132,6 +138,28 @@ def hub_name(name: str | os.PathLike = DEFAULT) -> str:
     """The model hub's id of a model, for those who load an adapter of it elsewhere."""
     spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
     return spec.hub if spec else str(name)
+
+
+def _parameters(folder: Path) -> int | None:
+    """How many the safetensors files in a folder hold, whatever their dtype; None where there are
+    none, or one is damaged, which ``load_model`` says."""
+    total = 0
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, "pt") as weights:
+                names = weights.keys()
+                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    except (SafetensorError, OSError):
+        return None
+    return total or None
+
+
+def _with_commit(name: str) -> str:
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # it cannot be a name of the hub's
+        return name
+    return f"{name}@{Path(config).parent.name}" if isinstance(config, str) else name
 
 
 def _aligned_adapter() -> Path:
@@ -157,7 +185,7 @@ def _one_sentence_errors(name: str) -> Iterator[None]:
     """Say in one sentence why ``name`` could not be loaded, and what will work instead."""
     try:
         yield
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except Exception as error:  # of damaged files: of any kind
         raise ModelError(
             f"{name} {_reason(name, error)}; {DEFAULT!r} is ungated and loads everywhere."
         ) from error
@@ -174,4 +202,7 @@ def _reason(name: str, error: Exception) -> str:
         return "has no safetensors weights, the only format that is loaded here"
     if not Path(name).is_dir() and isinstance(error, LocalEntryNotFoundError | OSError):
         return "is neither a local folder nor in the hub's cache, and the model hub did not answer"
-    return f"cannot be loaded ({str(error).strip().splitlines()[0]})"
+    first = (str(error).strip().splitlines() or [""])[0]
+    if not isinstance(error, OSError | ValueError):  # of a KeyError the key alone says little
+        first = f"{type(error).__name__}: {first}"
+    return f"cannot be loaded ({first})"

@@ -26,10 +26,27 @@ from xb_lite.recipes import LINEAR, Budget
 from xb_lite.whole_files import write_whole
 
 SAVE_EVERY = 25  # steps between checkpoints
+BEGUN = "checkpoints/begun.json"
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step, why, and what to change."""
+
+
+def passes(recipe: Budget) -> int:
+    """Forward passes of each process in a step.
+
+    Raises:
+        TrainingError: the pairs of a step cannot be shared by the processes.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    found, rest = divmod(recipe.pairs, recipe.pairs_at_once * processes)
+    if rest:
+        raise TrainingError(
+            f"pairs is {recipe.pairs}; it must be a multiple of pairs_at_once "
+            f"({recipe.pairs_at_once}) times the number of processes ({processes})."
+        )
+    return found
 
 
 def arguments(
@@ -42,24 +59,17 @@ def arguments(
 ) -> TrainingArguments:
     """The arguments of transformers' Trainer, or with ``kind`` of one of trl's, which has ``more``.
 
-    Raises:
-        TrainingError: the pairs of a step cannot be shared by the processes.
+    Raises a TrainingError as ``passes`` does.
     """
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    passes, rest = divmod(recipe.pairs, recipe.pairs_at_once * processes)
-    if rest:
-        raise TrainingError(
-            f"pairs is {recipe.pairs}; it must be a multiple of pairs_at_once "
-            f"({recipe.pairs_at_once}) times the number of processes ({processes})."
-        )
     settings: dict[str, object] = dict(
         output_dir=str(folder / "checkpoints"),
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.pairs_at_once,
-        gradient_accumulation_steps=passes,
+        gradient_accumulation_steps=passes(recipe),
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="constant",
         weight_decay=0.0,
+        max_grad_norm=1.0,  # transformers' default, said here
         use_cpu=precision.device == "cpu",
         bf16=torch.bfloat16 in (precision.products, precision.weights),
         fp16=precision.weights == torch.float16,
@@ -209,25 +219,30 @@ def clear_memory_errors(recipe: Budget) -> Iterator[None]:
         raise
 
 
+def check_same(folder: Path, run: dict) -> None:
+    """Raise a TrainingError where ``folder`` has a run in it that differs in any field of ``run``,
+    which may be some of them."""
+    begun = folder / BEGUN
+    if (finished := read_run(folder)) is not None:
+        found = finished["run"]
+    else:
+        found = json.loads(begun.read_text()) if begun.exists() else run
+    if wrong := [name for name in run if found.get(name) != run[name]]:
+        raise TrainingError(
+            f"{folder} has a run of another {', '.join(wrong)} in it; take another folder, or "
+            "begin anew."
+        )
+
+
 def take_up(folder: Path, run: dict, resume: bool) -> list[dict[str, float]] | None:
     """The curve of the same run, if it is finished; None if it is to be begun or gone on with.
 
     Raises a TrainingError where the folder has another run in it.
     """
     first = os.environ.get("RANK", "0") == "0"  # of several processes the one that writes
-    begun = folder / "checkpoints" / "begun.json"
     if resume:
-        finished = read_run(folder)
-        if finished is not None:
-            found = finished["run"]
-        else:
-            found = json.loads(begun.read_text()) if begun.exists() else run
-        if wrong := [name for name in run if found.get(name) != run[name]]:
-            raise TrainingError(
-                f"{folder} has a run of another {', '.join(wrong)} in it; take another folder, or "
-                "begin anew."
-            )
-        if finished is not None:
+        check_same(folder, run)
+        if (finished := read_run(folder)) is not None:
             return finished["curve"]
     elif first:
         # What a run makes and no more: the folder may be one that has other things in it.
@@ -236,7 +251,7 @@ def take_up(folder: Path, run: dict, resume: bool) -> list[dict[str, float]] | N
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
     if first:
-        write_whole(begun, json.dumps(run))  # another process may be reading it
+        write_whole(folder / BEGUN, json.dumps(run))  # another process may be reading it
     return None
 
 

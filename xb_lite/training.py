@@ -15,16 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from xb_lite import baselines, losses
 from xb_lite.adapters import save_adapter
+from xb_lite.checks import check_fit, check_place
 from xb_lite.hidden import lowest_layers
 from xb_lite.models import hub_name
 from xb_lite.padding_free import by_row
 from xb_lite.pairs import Pair, draw_pairs
 from xb_lite.precision import Precision
-from xb_lite.recipes import Baseline, Recipe, as_fields
+from xb_lite.recipes import Baseline, Budget, Recipe, as_fields
 from xb_lite.runs import (
     Progress,
     StopAfterStep,
@@ -76,23 +77,19 @@ def train(
 
     Raises:
         RecipeError: the model or the sets do not fit the recipe; before training.
-        TrainingError: the folder has another run in it; the loss is not finite, and the adapter of
-            the last good step is saved; there is not enough memory; or a package is missing.
+        TrainingError: the folder has another run in it or cannot be written to; the loss is not
+            finite, and the adapter of the last good step is saved; there is not enough memory; or
+            a package is missing.
         KeyboardInterrupt: it was stopped; the same call goes on.
     """
-    recipe.check_model(model.config.get_text_config().num_hidden_layers)
+    check_fit(recipe, model)
     baseline = isinstance(recipe, Baseline)
     draw = baselines.draw if baseline else draw_pairs
     build = baselines.TRAINERS[recipe.method] if baseline else XBoundaryTrainer
     pairs = draw(recipe, sets, tokenizer, seed)
-    run = {
-        "recipe": as_fields(recipe),
-        "seed": seed,
-        "sets": sets.digest,
-        "model": model_digest,
-        "precision": str(precision),
-    }
+    run = {**identity(recipe, seed, model_digest, precision), "sets": sets.digest}
     folder = Path(folder)
+    check_place(recipe, folder, resume)
     if (done := take_up(folder, run, resume)) is not None:
         return Trained(folder, done)
     base = hub_name(recipe.model)
@@ -110,18 +107,41 @@ def train(
         try:
             trainer.train(resume_from_checkpoint=last_checkpoint(folder))
         except NotFinite as error:
-            save_adapter(learning, folder / "last_good", run, curve(trainer.state), base)
+            _save(trainer, learning, folder / "last_good", run, base)
             raise TrainingError(
                 f"{error}; the adapter of the step before is in {folder / 'last_good'}. A lower "
                 f"learning_rate{'' if baseline else ' or a higher retain_weight'} may help."
             ) from None
         if stop.asked:
             raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step}")
+        _save(trainer, learning, folder, run, base)
         if trainer.is_world_process_zero():
-            save_adapter(learning, folder, run, curve(trainer.state), base)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         trainer.accelerator.wait_for_everyone()
         return Trained(folder, curve(trainer.state))
+
+
+def _save(
+    trainer: Trainer, learning: PeftModel, folder: Path, run: dict[str, object], base: str
+) -> None:
+    """``save_adapter`` of a trainer's model by one process; called in all."""
+    whole = None
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # each process has a part
+        whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        save_adapter(learning, folder, run, curve(trainer.state), base, whole)
+
+
+def identity(
+    recipe: Budget, seed: int, model_digest: str, precision: Precision
+) -> dict[str, object]:
+    """What decides a run beside its sets; see ``train``."""
+    return {
+        "recipe": as_fields(recipe),
+        "seed": seed,
+        "model": model_digest,
+        "precision": str(precision),
+    }
 
 
 class XBoundaryTrainer(PairTrainer):

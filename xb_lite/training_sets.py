@@ -7,7 +7,8 @@ cache: harmful ones after an affirmative prefill, all others by itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from xb_lite.attacks import PREFILL, Item, attacked, load_items
@@ -23,6 +24,7 @@ REFUSAL = (
 )
 
 
+KINDS = ("harmful", "boundary-safe", "benign", "multi-turn")
 TURNS = (2, 3)  # of the dialogues
 
 
@@ -64,8 +66,9 @@ def reference_sets(
     subject: dict[str, str],
     split: str = "train",
     limit: int | None = None,
+    items: Mapping[str, Sequence[Item]] | None = None,
 ) -> Sets:
-    """The sets of the book's own prompts, answered by the model to be defended.
+    """The sets of the book's own prompts, or of yours, answered by the model to be defended.
 
     Harmful requests to which it does not comply even when prefilled, and boundary-safe prompts that
     it refuses, are left out; of the prefilled ones, those that it refuses even so. Where it answers
@@ -79,15 +82,17 @@ def reference_sets(
     Args:
         subject: what identifies the model, as in ``evaluate``; its replies are cached under it.
         limit: at most so many prompts of each kind.
+        items: your own, by kind (``KINDS``), in place of the book's; a kind that is not there has
+            none. All are direct, of one turn, but those of ``"multi-turn"``.
 
     Raises:
-        ValueError: there is no such split.
+        ValueError: there is no such split or kind, or two items have the same id.
         LogError: the cache cannot be used.
     """
-    harmful, boundary, benign, scripts = (
-        load_items(kind, split)[:limit]
-        for kind in ("harmful", "boundary-safe", "benign", "multi-turn")
-    )
+    if items is None:
+        items = {kind: load_items(kind, split) for kind in KINDS}
+    _check(items)
+    harmful, boundary, benign, scripts = (list(items.get(kind, ()))[:limit] for kind in KINDS)
     prefilled = attacked([*harmful, *(_part(s, s.turns[-1:]) for s in scripts)], "prefill")
     attacks = [replace(_part(s, s.turns[-n:]), prefill=PREFILL) for n in TURNS for s in scripts]
     chats = [
@@ -96,9 +101,9 @@ def reference_sets(
         for some in (benign[i : i + n] for i in range(0, len(benign) - n + 1, n))
     ]
     begun = [attacked(plain, "prefill") for plain in (boundary, benign, chats)]
-    items = [*prefilled, *harmful, *boundary, *benign, *attacks, *chats, *sum(begun, [])]
-    replies = ask(backend, items, decoding, subject=subject)
-    said = {item.id: list(map(_said, turns)) for item, turns in zip(items, replies, strict=True)}
+    asked = [*prefilled, *harmful, *boundary, *benign, *attacks, *chats, *sum(begun, [])]
+    replies = ask(backend, asked, decoding, subject=subject)
+    said = {item.id: list(map(_said, turns)) for item, turns in zip(asked, replies, strict=True)}
 
     def refused(judge: RefusalStrings, item: Item) -> bool:
         return judge.refuses(said[item.id][-1])
@@ -126,6 +131,21 @@ def reference_sets(
         benign_prefilled=dialogues(benign_begun),
         benign_dialogues_prefilled=dialogues(chats_begun),
     )
+
+
+def _check(items: Mapping[str, Sequence[Item]]) -> None:
+    if wrong := items.keys() - set(KINDS):
+        raise ValueError(f"kinds are {', '.join(KINDS)}, not {', '.join(sorted(wrong))}.")
+    ids = Counter(item.id for some in items.values() for item in some)
+    if again := [name for name, count in ids.items() if count > 1]:
+        raise ValueError(f"two items have the id {again[0]!r}: give each one of its own.")
+    for kind, some in items.items():
+        for item in some:
+            if kind != "multi-turn" and (item.attack != "direct" or len(item.turns) != 1):
+                raise ValueError(
+                    f"{kind} item {item.id!r} is not one plain turn: give those of several turns "
+                    "as 'multi-turn'."
+                )
 
 
 def _part(item: Item, turns: Sequence[str]) -> Item:

@@ -34,7 +34,8 @@ class Budget:
         rank, lora_alpha, dropout: of LoRA, on all linear layers (``LINEAR``).
         lora_std: standard deviation of LoRA's B at the start; 0, the usual, starts at the model
             itself.
-        steps, learning_rate: constant rate, AdamW without weight decay.
+        steps, learning_rate: constant rate, AdamW without weight decay; gradients whose norm is
+            above 1 are scaled down to it.
         pairs: pairs of one item to change and one to keep in a step, over all processes.
         pairs_at_once: pairs in one forward pass; the gradients of a step are accumulated.
         max_tokens: of one item; longer ones are cut.
