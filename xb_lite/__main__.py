@@ -106,12 +106,8 @@ def _parser() -> argparse.ArgumentParser:
         help="other values for fields of the recipe",
     )
     train.add_argument("--into", metavar="FOLDER", help="default: adapters in the cache folder")
-    train.add_argument(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="--no-resume begins anew",
-    )
+    resumable = {"action": argparse.BooleanOptionalAction, "default": True}
+    train.add_argument("--resume", **resumable, help="--no-resume begins anew")
     train.set_defaults(run=_train)
     evaluate = commands.add_parser(
         "evaluate",
@@ -146,10 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--tasks", **several, default=[], help="lm-evaluation-harness tasks")
     evaluate.add_argument("--results", default="my_results", help="folder (default: my_results)")
     evaluate.add_argument(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="--no-resume asks and judges these items anew",
+        "--resume", **resumable, help="--no-resume asks and judges these items anew"
     )
     evaluate.set_defaults(run=_evaluate)
     serve = commands.add_parser(
@@ -251,7 +244,7 @@ def _serve(args: argparse.Namespace) -> None:
 
 def _upstream(args: argparse.Namespace) -> Upstream:
     from xb_lite.local_upstream import LocalModel
-    from xb_lite.models import load_defended, precision_of
+    from xb_lite.models import last_name, load_defended, precision_of
     from xb_lite.upstreams import RemoteModel
 
     name = args.named or args.model
@@ -262,7 +255,7 @@ def _upstream(args: argparse.Namespace) -> Upstream:
         return RemoteModel(args.server, name, os.environ.get("OPENAI_API_KEY"), args.timeout)
     precision = precision_of(name or DEFAULT, exact=True)
     model, tokenizer = load_defended(name or DEFAULT, precision, args.adapter)
-    return LocalModel(Path(os.path.abspath(name or DEFAULT)).name, model, tokenizer, precision)
+    return LocalModel(last_name(name or DEFAULT), model, tokenizer, precision)
 
 
 def _check_server(args: argparse.Namespace, name: str | None) -> None:

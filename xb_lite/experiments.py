@@ -29,7 +29,7 @@ from xb_lite.harness import check_tasks, harness_rows
 from xb_lite.intention import Defended, defense_named, last_prompts
 from xb_lite.judges import REFUSAL_JUDGES, Judge
 from xb_lite.model_files import DEFAULT, cache_folder
-from xb_lite.models import load_defended, load_model, model_digest, precision_of
+from xb_lite.models import last_name, load_defended, load_model, model_digest, precision_of
 from xb_lite.precision import Precision
 from xb_lite.rates import Mean, mean, rate
 from xb_lite.recipes import Budget
@@ -84,7 +84,7 @@ def local_subject(
         AdapterError: there is no adapter of this model in the folder.
         ValueError: the folder is named ``none``.
     """
-    defense = "none" if adapter is None else _last_name(adapter)
+    defense = "none" if adapter is None else last_name(adapter)
     if adapter is not None and defense == "none":
         raise ValueError(
             f"the adapter's folder {adapter} is named none, as a model without a defense is in "
@@ -96,12 +96,7 @@ def local_subject(
         run = (read_run(adapter) or {}).get("run")
         found = {"recipe": run, "digest": sha256_of(Path(adapter) / WEIGHTS)}
     backend = LocalBackend(model, tokenizer, precision=precision)
-    return Subject(_last_name(name), model_digest(name), backend, model, tokenizer, defense, found)
-
-
-def _last_name(path: str | os.PathLike[str]) -> str:
-    """Of a folder, which may be given as ``.``, or of a hub id."""
-    return os.path.basename(os.path.abspath(path))
+    return Subject(last_name(name), model_digest(name), backend, model, tokenizer, defense, found)
 
 
 def train_defense(

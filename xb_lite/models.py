@@ -140,6 +140,11 @@ def hub_name(name: str | os.PathLike = DEFAULT) -> str:
     return spec.hub if spec else str(name)
 
 
+def last_name(path: str | os.PathLike[str]) -> str:
+    """Of a folder, which may be given as ``.``, or of a hub id."""
+    return os.path.basename(os.path.abspath(path))
+
+
 def _parameters(folder: Path) -> int | None:
     """How many the safetensors files in a folder hold, whatever their dtype; None where there are
     none, or one is damaged, which ``load_model`` says."""
