@@ -14,9 +14,10 @@ request and response of 400 to 1,024 tokens together and 600 to 1,024 to retain,
 
 Prints the times of a step, forward and backward, and their ratio; the peak of the process's memory
 in each way, and what of it the step itself took; the losses; and the share of the machine's own
-bf16 (or fp32) matrix-product peak, measured here, that useful tokens reach: two operations a weight
-and token forward, as many backward (weights that are not trained need no gradient), and as many
-again for a reference pass; adapter, attention and loss are not counted as useful.
+bf16 (or fp32) matrix-product peak, measured beside every step, that useful tokens reach: two
+operations a weight and token forward, as many backward (weights that are not trained need no
+gradient), and as many again for a reference pass; adapter, attention and loss are not counted as
+useful. Each turn of a way is two steps, memory of the first and time of the second (``measure``).
 
 Results: ``<results>/<items>[-no-recompute].json``, means over the repeats.
 """
@@ -102,9 +103,11 @@ def main() -> None:
         found = {name: [] for name in ways}
         for way in ways.values():
             measure(way, m)  # once to warm up, and to fill the cache of reference states
+        peaks = []  # beside every step: what the machine gives changes with what else it does
         for _ in range(args.repeats):
             for name, way in ways.items():
                 found[name].append(measure(way, m))
+            peaks.append(matrix_peak(precision, sum(lengths), subject.model.config))
         weights = sum(
             module.base_layer.weight.numel()
             for module in decoder_layers(m).modules()
@@ -118,18 +121,20 @@ def main() -> None:
         )
     passes = 2 if args.reference == "cache" else 3
     useful = passes * 2 * weights * sum(lengths)
-    peak = matrix_peak(precision, sum(lengths), subject.model.config)
     both = list(zip(*found.values(), strict=True))
     values = {
         "time-ratio": [theirs.seconds / ours.seconds for theirs, ours in both],
         "peak-ratio": [theirs.peak / ours.peak for theirs, ours in both],
         "own-memory-ratio": [theirs.own / ours.own for theirs, ours in both],
-        "share-of-peak": [useful / run.seconds / peak for run in found["xb_lite"]],
+        "share-of-peak": [
+            useful / run.seconds / peak for run, peak in zip(found["xb_lite"], peaks, strict=True)
+        ],
     }
     means = {what: mean_of_runs(each) for what, each in values.items()}
     for what, each in means.items():
         print(f"{what:16} {each}")
-    print(f"the matrix-product peak is {peak / 1e9:.0f} GFLOP/s")
+    shown = ", ".join(f"{peak / 1e9:.0f}" for peak in peaks)
+    print(f"the matrix-product peak is {shown} GFLOP/s")
     name = args.items if args.recompute else f"{args.items}-no-recompute"
     result = {
         "model": {"name": subject.name, "digest": subject.digest},
@@ -205,8 +210,8 @@ def own_way(
 
 
 class Run(NamedTuple):
-    """Of one step: seconds, the peak of the process's memory and what of it is the step's own, in
-    GB, and the loss."""
+    """Seconds of a step, the peak of the process's memory and what of it is the step's own, in GB,
+    and the loss."""
 
     seconds: float
     peak: float
@@ -215,16 +220,19 @@ class Run(NamedTuple):
 
 
 def measure(step: Callable[[], torch.Tensor], model: PeftModel) -> Run:
+    """Two steps in a row: memory is of the first, which finds what the other way freed given back;
+    time is of the second, which finds the memory of the step before, as in training."""
     model.zero_grad()
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what the other way freed is not this way's
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmRSS")
-    began = time.perf_counter()
     loss = float(step().detach())
-    seconds = time.perf_counter() - began
     peak = resident("VmHWM")
-    return Run(seconds, peak, peak - before, loss)
+    model.zero_grad()
+    began = time.perf_counter()
+    step()
+    return Run(time.perf_counter() - began, peak, peak - before, loss)
 
 
 def resident(which: str) -> float:

@@ -48,6 +48,12 @@ def test_long_options_are_not_held_against_a_model(liking):
     assert quiz(None, None, [question("No", "Because of the wind", answer=1)]) == [True]
 
 
+def test_a_model_whose_scores_are_no_numbers_knows_nothing(liking):
+    liking({"one": [math.nan], "two": [math.nan], "six": [-math.inf]})
+    questions = [question("one", "two"), question("one", "two", answer=1), question("six", "one")]
+    assert quiz(None, None, questions) == [False] * 3
+
+
 def test_an_option_is_scored_after_what_was_asked(monkeypatch):
     seen = []
 

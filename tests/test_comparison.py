@@ -2,9 +2,9 @@
 
 import pytest
 
-from xb_lite.comparison import gap, item_rates
+from xb_lite.comparison import gap, gap_by_group, item_rates
 from xb_lite.evaluation import Outcome
-from xb_lite.rates import mean_gain
+from xb_lite.rates import Mean, mean_gain, mean_of_runs
 
 
 def outcome(name, *labels, set_="xstest", attack="direct", readable=True):
@@ -62,3 +62,23 @@ def test_what_cannot_be_compared_is_refused(logs, metric, sets):
 def test_a_gap_between_other_items_is_refused():
     with pytest.raises(ValueError, match="same items"):
         gap({"a": 1.0}, {"b": 1.0})
+
+
+ASKED = {"a+one": 1.0, "a+two": 0.5, "b+one": 0.0, "b+two": 0.0, "c+one": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("part", "gains"), [(0, [0.75, 0.0, 1.0]), (1, [2 / 3, 0.25])], ids=["request", "wrapper"]
+)
+def test_a_gap_by_group_has_one_value_a_request_or_a_wrapper(part, gains):
+    found = gap_by_group(ASKED, dict.fromkeys(ASKED, 0.0), part)
+    assert vars(found) == pytest.approx(vars(mean_of_runs(gains)))
+
+
+def test_groups_in_which_nothing_changes_have_no_interval():
+    assert gap_by_group(ASKED, ASKED, 0) == Mean(0.0, 3, 0.0, 0.0)
+
+
+def test_a_gap_by_group_of_other_items_is_refused():
+    with pytest.raises(ValueError, match="same items"):
+        gap_by_group(ASKED, {"a+one": 1.0}, 0)

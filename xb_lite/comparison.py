@@ -2,7 +2,7 @@
 
 Seeds are not items: an item that three seeds of a defense are asked is one item, with the share of
 the seeds as its value. So intervals say what other items would change, not other seeds.
-Used in 04_training.
+Used in 04_training and 07_intention_analysis.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xb_lite.evaluation import Outcome
-from xb_lite.rates import Mean, mean_gain
+from xb_lite.rates import Mean, mean_gain, mean_of_runs
 from xb_lite.results import verdicts
 
 COUNTED = {"asr": ("complied",), "orr": ("refused", "gibberish"), "served": ("complied",)}
@@ -58,3 +58,19 @@ def gap(one: dict[str, float], other: dict[str, float]) -> Mean:
     if one.keys() != other.keys():
         raise ValueError("a paired difference is of the same items.")
     return mean_gain([one[name] - other[name] for name in one])
+
+
+def gap_by_group(one: dict[str, float], other: dict[str, float], part: int) -> Mean:
+    """``gap`` where items with one ``part`` of the name in common are one value: of
+    ``"<request>+<wrapper>"`` part 0 makes a unit of a request, part 1 of a wrapper. With Student's
+    interval, as groups are few; of what does not change in any group it has no width.
+
+    Raises:
+        ValueError: they are not of the same items.
+    """
+    gap(one, other)
+    groups: dict[str, list[str]] = {}
+    for name in one:
+        groups.setdefault(name.split("+")[part], []).append(name)
+    gains = [[one[name] - other[name] for name in names] for names in groups.values()]
+    return mean_of_runs([sum(some) / len(some) for some in gains])

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -44,10 +43,12 @@ def as_rows(
     state: Float[Tensor, "one all dim"], row_lengths: list[int], width: int
 ) -> Float[Tensor, "row token dim"]:
     """The rows of a state apart again, padded on the right with zeros to ``width`` tokens."""
-    rows = pad_sequence(state[0].split(row_lengths), batch_first=True)
-    missing = width - rows.shape[1]
-    # Padding by nothing would copy all of it, in every layer and once more on the way back.
-    return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
+    lengths = torch.tensor(row_lengths, device=state.device)
+    real = torch.arange(width, device=state.device) < lengths[:, None]
+    rows = state.new_zeros(real.numel(), state.shape[-1])
+    # Not row by row, as pad_sequence does: on the way back each row would copy all of them.
+    rows.index_copy_(0, real.flatten().nonzero()[:, 0], state[0])
+    return rows.view(*real.shape, -1)
 
 
 @contextmanager
