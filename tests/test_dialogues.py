@@ -1,4 +1,4 @@
-"""Tokens and masks of dialogues under the chat templates of five families."""
+"""Tokens and masks of dialogues under the chat templates of seven families."""
 
 import copy
 import warnings
@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xb_lite.dialogues import as_dialogue, as_turns, encode
+from xb_lite.dialogues import as_dialogue, as_turns, encode, render
 
 # Templates of the shape of each family's: tags, default system prompt, trimming, refused roles,
 # and for Mistral the system message moved into the last user turn.
@@ -53,6 +53,15 @@ TEMPLATES = {
         "{% endfor %}{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}",
         "<｜end▁of▁sentence｜>",
     ),
+    # Thinking can be switched off: then the prompt ends with a thought of no words, as before the
+    # last answer.
+    "qwen3": (
+        "{% set thought = '<think>\n\n</think>\n\n' %}{% for m in messages %}<|im_start|>"
+        "{{ m['role'] }}\n{{ thought if m['role'] == 'assistant' and loop.last }}{{ m['content'] }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{{ thought if enable_thinking is defined and not enable_thinking }}{% endif %}",
+        "<|im_end|>",
+    ),
 }
 MULTI = [
     {"role": "user", "content": "Name a river."},
@@ -96,9 +105,18 @@ def test_a_last_turn_without_a_reply_is_open(tokenizer):
 def test_tokens_are_those_of_the_chat_template(family):
     for dialogue in (MULTI, MULTI[:3], as_dialogue("Hi there")):
         wanted = family.apply_chat_template(
-            dialogue, add_generation_prompt=dialogue[-1]["role"] == "user", return_dict=True
+            dialogue,
+            add_generation_prompt=dialogue[-1]["role"] == "user",
+            enable_thinking=False,
+            return_dict=True,
         )["input_ids"]
         assert encode(family, dialogue).input_ids.tolist() == wanted
+
+
+@pytest.mark.parametrize("family", ["llama-3", "qwen2.5", "smollm2", "qwen3"], indirect=True)
+def test_a_reply_stands_where_the_model_would_begin_it(family):
+    asked, answered = (render(family, dialogue) for dialogue in (MULTI[:3], MULTI))
+    assert answered.startswith(asked) and answered[len(asked) :].startswith("The North Sea.")
 
 
 def test_response_is_what_the_assistant_says(family):

@@ -170,7 +170,8 @@ def _locate(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> tuple[str
 
 def render(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> str:
     """The chat template's text of a dialogue, with the generation prompt unless the assistant
-    spoke last.
+    spoke last. Where a template can switch thinking off (Qwen3 and others), it is off: replies are
+    to be short, and those of a training set stand where the model would begin them.
 
     Raises:
         ValueError: the template refuses the dialogue; its reason is given.
@@ -180,6 +181,7 @@ def render(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> str:
             list(dialogue),
             tokenize=False,
             add_generation_prompt=dialogue[-1]["role"] != "assistant",
+            enable_thinking=False,
         )
     except Exception as error:  # templates raise jinja's errors, and any other by accident
         raise ValueError(f"the chat template refuses this dialogue: {error}") from error
