@@ -55,9 +55,7 @@ def gap(one: dict[str, float], other: dict[str, float]) -> Mean:
     Raises:
         ValueError: they are not of the same items.
     """
-    if one.keys() != other.keys():
-        raise ValueError("a paired difference is of the same items.")
-    return mean_gain([one[name] - other[name] for name in one])
+    return mean_gain(list(_gains(one, other).values()))
 
 
 def gap_by_group(one: dict[str, float], other: dict[str, float], part: int) -> Mean:
@@ -68,9 +66,13 @@ def gap_by_group(one: dict[str, float], other: dict[str, float], part: int) -> M
     Raises:
         ValueError: they are not of the same items.
     """
-    gap(one, other)
-    groups: dict[str, list[str]] = {}
-    for name in one:
-        groups.setdefault(name.split("+")[part], []).append(name)
-    gains = [[one[name] - other[name] for name in names] for names in groups.values()]
-    return mean_of_runs([sum(some) / len(some) for some in gains])
+    groups: dict[str, list[float]] = {}
+    for name, gain in _gains(one, other).items():
+        groups.setdefault(name.split("+")[part], []).append(gain)
+    return mean_of_runs([sum(gains) / len(gains) for gains in groups.values()])
+
+
+def _gains(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    if one.keys() != other.keys():
+        raise ValueError("a paired difference is of the same items.")
+    return {name: one[name] - other[name] for name in one}

@@ -54,7 +54,8 @@ def harness_rows(
     # The harness switches autocast off around the model, unless it is told of it.
     device = model.device.type
     products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    lm = HFLM(model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=products)
+    run_as = {"batch_size": batch_size, "mixed_precision_dtype": products}
+    lm = HFLM(model, tokenizer=tokenizer, **run_as, enable_thinking=False)  # as dialogues.render
     chat = {"apply_chat_template": True, "fewshot_as_multiturn": True}
     run = {"tasks": list(tasks), "limit": limit, "task_manager": manager, "bootstrap_iters": 0}
     found = simple_evaluate(model=lm, **run, **chat)

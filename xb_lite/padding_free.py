@@ -43,12 +43,11 @@ def as_rows(
     state: Float[Tensor, "one all dim"], row_lengths: list[int], width: int
 ) -> Float[Tensor, "row token dim"]:
     """The rows of a state apart again, padded on the right with zeros to ``width`` tokens."""
-    lengths = torch.tensor(row_lengths, device=state.device)
-    real = torch.arange(width, device=state.device) < lengths[:, None]
-    rows = state.new_zeros(real.numel(), state.shape[-1])
+    places = [torch.arange(n) + row * width for row, n in enumerate(row_lengths)]
+    rows = state.new_zeros(len(row_lengths) * width, state.shape[-1])
     # Not row by row, as pad_sequence does: on the way back each row would copy all of them.
-    rows.index_copy_(0, real.flatten().nonzero()[:, 0], state[0])
-    return rows.view(*real.shape, -1)
+    rows.index_copy_(0, torch.cat(places).to(state.device), state[0])
+    return rows.view(len(row_lengths), width, -1)
 
 
 @contextmanager
