@@ -6,9 +6,10 @@
 Without ``--setting`` each method's recipe for the aligned SmolLM2 (or ``--model``) is changed in
 one field at a time (``SWEEP``), trained and evaluated on the validation split. With it (it may be
 empty) one setting is evaluated, from as many seeds as asked. ``none`` is the undefended model,
-``steering`` adds its refusal direction times a strength. Of a public set every fourth request is
-for validation, so that nothing is reported on what was chosen by. What is there already is not made
-again. Several of these can run side by side, on a CPU each with OMP_NUM_THREADS=1.
+``steering`` adds its refusal direction times a ``strength``; with that field a trained adapter is
+scaled after training. Of a public set every fourth request is for validation, so that nothing is
+reported on what was chosen by. What is there already is not made again. Several of these can run
+side by side, on a CPU each with OMP_NUM_THREADS=1.
 
 Results: ``<results>/<tier>/<split>/<model>/<method>,<field>=<value>-<seed>.json``.
 """
@@ -23,6 +24,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from xb_lite.adapters import scale_adapter
 from xb_lite.attacks import ATTACKS, Item, attacked
 from xb_lite.baselines import refusal_direction, steered
 from xb_lite.corpora import load_corpus
@@ -95,6 +97,10 @@ def items_of(split: str, sets: list[str], limit: int | None) -> list[Item]:
     return items + attacked(harmless, "prefill")
 
 
+def named(method: str, changes: dict[str, object]) -> str:
+    return ",".join([method, *(f"{field}={value}" for field, value in changes.items())])
+
+
 @contextmanager
 def defended(
     method: str,
@@ -103,7 +109,7 @@ def defended(
     precision: Precision,
     model: str = ALIGNED,
 ) -> Iterator[Subject]:
-    name = ",".join([method, *(f"{field}={value}" for field, value in changes.items())])
+    name = named(method, changes)
     if method == "none":
         yield local_subject(model, precision)
         return
@@ -114,9 +120,13 @@ def defended(
         with steered(subject.model, LAYER, vector, changes["strength"]):
             yield replace(subject, defense=name)
         return
-    recipe = load_recipe(f"{method}-{model.removesuffix('-aligned')}", **changes)
-    folder = cache_folder() / "adapters" / model / f"{name}-{seed}"
+    fields = {field: value for field, value in changes.items() if field != "strength"}
+    recipe = load_recipe(f"{method}-{model.removesuffix('-aligned')}", **fields)
+    adapters = cache_folder() / "adapters" / model
+    folder = adapters / f"{named(method, fields)}-{seed}"
     train_defense(recipe, folder, seed=seed)
+    if "strength" in changes:
+        folder = scale_adapter(folder, changes["strength"], adapters / f"{name}-{seed}")
     yield local_subject(model, precision, folder)
 
 

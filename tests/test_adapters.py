@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from tiny import tiny_model, tiny_recipe, tiny_sets
 
 from xb_lite import training
-from xb_lite.adapters import AdapterError, merged, read_run
+from xb_lite.__main__ import main
+from xb_lite.adapters import AdapterError, merged, read_run, scale_adapter
 from xb_lite.precision import Precision
 from xb_lite.recipes import LINEAR, as_fields
 from xb_lite.runs import adapted
@@ -216,3 +217,52 @@ def test_an_adapter_in_half_the_weights_is_merged_into_half_the_weights(trained,
     assert {value.dtype for value in half.parameters()} == {torch.bfloat16}
     wanted = logits(merged(model_of(tokenizer), trained[0]))
     assert (logits(half).float() - wanted).norm() < 0.1 * wanted.norm()
+
+
+# Strength.
+
+
+def test_a_scaled_adapter_goes_that_part_of_the_way(tokenizer, trained, tmp_path):
+    ends = model_of(tokenizer), merged(model_of(tokenizer), trained[0])
+    ends = [model.state_dict() for model in ends]
+    for strength in (0.0, 0.5, 2.0):
+        folder = scale_adapter(trained[0], strength, tmp_path / str(strength))
+        found = merged(model_of(tokenizer), folder).state_dict()
+        for name, value in found.items():
+            wanted = torch.lerp(ends[0][name], ends[1][name], strength)
+            torch.testing.assert_close(value, wanted, atol=2e-4, rtol=1e-3)
+        assert any(not torch.equal(found[n], ends[1][n]) for n in found)
+
+
+def test_a_scaled_adapter_says_so_and_is_one_for_peft(tokenizer, trained, tmp_path):
+    half = scale_adapter(trained[0], 0.5, tmp_path / "half")
+    once_more = scale_adapter(half, 0.5, tmp_path / "quarter")
+    assert read_run(once_more)["run"]["strength"] == 0.25
+    assert read_run(once_more)["curve"] == read_run(trained[0])["curve"]
+    assert "| strength | 0.25 |" in (once_more / "README.md").read_text()
+    assert read_config(once_more) == read_config(trained[0])
+    adapted_ = PeftModel.from_pretrained(model_of(tokenizer), str(half)).eval()
+    assert torch.allclose(logits(adapted_), logits(merged(model_of(tokenizer), half)), atol=1e-4)
+
+
+def test_what_cannot_be_scaled(trained, copy, tmp_path):
+    for strength in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="must be a number of at least 0"):
+            scale_adapter(trained[0], strength, tmp_path / "new")
+    with pytest.raises(ValueError, match="name another folder"):
+        scale_adapter(trained[0], 0.5, trained[0])
+    (copy / "run.json").unlink()
+    with pytest.raises(AdapterError, match="no finished adapter in .*run.json is missing"):
+        scale_adapter(copy, 0.5, tmp_path / "new")
+    with pytest.raises(AdapterError, match="no adapter in"):
+        scale_adapter(tmp_path / "nowhere", 0.5, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_that_scales(trained, tmp_path, capsys):
+    into = tmp_path / "half"
+    assert main(["scale", str(trained[0]), "0.5", "--into", str(into)]) == 0
+    assert capsys.readouterr().out.strip() == str(into)
+    assert read_run(into)["run"]["strength"] == 0.5
+    assert main(["scale", str(into), "-1", "--into", str(tmp_path / "new")]) == 1
+    assert "at least 0" in capsys.readouterr().err

@@ -478,6 +478,24 @@ def test_every_setting_of_a_sweep_is_a_recipe(method):
     assert len(set(map(str, recipes))) == len(recipes)
 
 
+def test_a_strength_scales_what_the_other_fields_trained(monkeypatch, tmp_path):
+    """One training serves all strengths, and each has a name of its own."""
+    trained, scaled = [], []
+    monkeypatch.setattr(frontier, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(
+        frontier, "train_defense", lambda recipe, folder, seed: trained.append((recipe, folder))
+    )
+    monkeypatch.setattr(frontier, "scale_adapter", lambda *found: scaled.append(found) or found[-1])
+    monkeypatch.setattr(frontier, "local_subject", lambda *found: found[-1])
+    for changes in ({"steps": 7}, {"steps": 7, "strength": 0.75}):
+        with frontier.defended("x-boundary", changes, 3, None) as folder:
+            assert folder.name == frontier.named("x-boundary", changes) + "-3"
+    assert len(scaled) == 1
+    assert trained[0] == trained[1]
+    assert trained[0][0].steps == 7
+    assert scaled[0][:2] == (trained[0][1], 0.75)
+
+
 QUIZ, PASSAGES = experiments.load_quiz, experiments.load_passages
 
 

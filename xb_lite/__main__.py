@@ -1,7 +1,8 @@
-"""Commands of the book: fetch a model, train a defense, evaluate either, serve a defended one.
+"""Commands of the book: fetch a model, train a defense, turn it up or down, evaluate, serve.
 
 python -m xb_lite fetch      have a model on this machine before it is needed
 python -m xb_lite train      train a defense by a recipe
+python -m xb_lite scale      turn a trained defense down, or up
 python -m xb_lite evaluate   ask a model everything, judge it, and keep the result
 python -m xb_lite serve      put a prompt defense in front of a model, for any OpenAI client
 """
@@ -109,6 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     resumable = {"action": argparse.BooleanOptionalAction, "default": True}
     train.add_argument("--resume", **resumable, help="--no-resume begins anew")
     train.set_defaults(run=_train)
+    scale = commands.add_parser(
+        "scale",
+        help="a trained defense, down or up",
+        description="Writes the adapter once more, with its change of the model times the strength.",
+    )
+    scale.add_argument("adapter", metavar="FOLDER", help="a defense from `train`")
+    scale.add_argument("strength", type=float, help="0: the undefended model, 1: as trained")
+    scale.add_argument("--into", metavar="FOLDER", required=True, help="of the scaled adapter")
+    scale.set_defaults(run=_scale)
     evaluate = commands.add_parser(
         "evaluate",
         help="attack success, over-refusal, service and capability of a model",
@@ -181,6 +191,12 @@ def _train(args: argparse.Namespace) -> None:
     trained = experiments.train_defense(recipe, into, seed=args.seed, resume=args.resume)
     last = ", ".join(f"{k} {v:.3g}" for k, v in trained.curve[-1].items())
     print(f"{trained.folder}\n{last}")
+
+
+def _scale(args: argparse.Namespace) -> None:
+    from xb_lite.adapters import scale_adapter
+
+    print(scale_adapter(args.adapter, args.strength, args.into))
 
 
 def _evaluate(args: argparse.Namespace) -> None:

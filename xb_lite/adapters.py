@@ -6,10 +6,12 @@ Weights are kept in fp16: half the size, and what is evaluated is what was saved
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
@@ -51,23 +53,57 @@ def save_adapter(
         base: where others find the base model: a hub id.
         state: all weights of ``adapted``, where it has parts of them alone.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = base
     config.inference_mode = True
-    config.target_modules = sorted(config.target_modules)  # a set: in another order every time
     weights = get_peft_model_state_dict(adapted, state, save_embedding_layers=False)
+    versions = {name: version(name) for name in VERSIONS}
+    _write(Path(folder), weights, config, {"run": run, "versions": versions, "curve": curve})
+
+
+def scale_adapter(
+    folder: str | os.PathLike[str], strength: float, into: str | os.PathLike[str]
+) -> Path:
+    """Write the adapter in ``folder`` once more, its change of the base model's weights times
+    ``strength``: at 0 it is the base model, at 1 the adapter as trained (task
+    arithmetic, arXiv 2212.04089).
+
+    Raises:
+        AdapterError: there is no adapter of this book in the folder, or it is damaged.
+        ValueError: the strength is not a number of at least 0, or both folders are one.
+    """
+    if not 0 <= strength < math.inf:
+        raise ValueError(f"the strength is {strength}; it must be a number of at least 0.")
+    folder, into = Path(folder), Path(into)
+    if folder.resolve() == into.resolve():
+        raise ValueError(
+            f"{into} holds the adapter itself: name another folder for the scaled one."
+        )
+    weights, config = _read(folder)
+    if (ended := read_run(folder)) is None:
+        raise AdapterError(f"there is no finished adapter in {folder}: {RUN} is missing.")
+    # LoRA's change is B A: one of them carries the factor.
+    scaled = {k: v.float() * strength if ".lora_B." in k else v for k, v in weights.items()}
+    run = ended["run"]
+    run = {**run, "strength": strength * run.get("strength", 1.0)}
+    _write(into, scaled, config, {**ended, "run": run})
+    return into
+
+
+def _write(
+    folder: Path, weights: dict[str, Tensor], config: PeftConfig, ended: dict[str, Any]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: value.detach().cpu().half().contiguous() for name, value in weights.items()},
         folder / WEIGHTS,
         metadata={"format": "pt"},
     )
+    config.target_modules = sorted(config.target_modules)  # a set: in another order every time
     config.save_pretrained(str(folder))
-    versions = {name: version(name) for name in VERSIONS}
-    (folder / "README.md").write_text(_card(run, versions, curve, base), encoding="utf-8")
+    card = _card(**ended, base=config.base_model_name_or_path)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     # Last: an adapter without it is not finished.
-    ended = {"run": run, "versions": versions, "curve": curve}
     write_whole(folder / RUN, json.dumps(ended, indent=1) + "\n")
 
 
@@ -105,14 +141,7 @@ def merged(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PreTrained
         AdapterError: there is no adapter, it is damaged, or it is of another model, which is then
             as before.
     """
-    for name in (WEIGHTS, CONFIG):
-        if not (Path(folder) / name).exists():
-            raise AdapterError(f"there is no adapter in {folder}: {name} is missing.")
-    try:
-        weights = load_file(Path(folder) / WEIGHTS)
-        config = PeftConfig.from_pretrained(str(folder))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"the adapter in {folder} is damaged: {error}") from error
+    weights, config = _read(Path(folder))
     if reason := _misfit(model, weights):  # peft would find out halfway, or leave layers out
         raise AdapterError(f"the adapter in {folder} does not fit this model, {reason}.")
     flags = {name: value.requires_grad for name, value in model.named_parameters()}
@@ -120,6 +149,16 @@ def merged(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PreTrained
     for name, value in model.named_parameters():
         value.requires_grad_(flags[name])
     return model.eval()
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], PeftConfig]:
+    for name in (WEIGHTS, CONFIG):
+        if not (folder / name).exists():
+            raise AdapterError(f"there is no adapter in {folder}: {name} is missing.")
+    try:
+        return load_file(folder / WEIGHTS), PeftConfig.from_pretrained(str(folder))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"the adapter in {folder} is damaged: {error}") from error
 
 
 def _misfit(model: PreTrainedModel, weights: dict[str, Tensor]) -> str | None:
