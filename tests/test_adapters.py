@@ -251,6 +251,8 @@ def test_what_cannot_be_scaled(trained, copy, tmp_path):
             scale_adapter(trained[0], strength, tmp_path / "new")
     with pytest.raises(ValueError, match="name another folder"):
         scale_adapter(trained[0], 0.5, trained[0])
+    with pytest.raises(ValueError, match="holds another adapter: name another folder"):
+        scale_adapter(trained[0], 0.5, copy)
     (copy / "run.json").unlink()
     with pytest.raises(AdapterError, match="no finished adapter in .*run.json is missing"):
         scale_adapter(copy, 0.5, tmp_path / "new")
@@ -264,5 +266,6 @@ def test_the_command_that_scales(trained, tmp_path, capsys):
     assert main(["scale", str(trained[0]), "0.5", "--into", str(into)]) == 0
     assert capsys.readouterr().out.strip() == str(into)
     assert read_run(into)["run"]["strength"] == 0.5
+    assert main(["scale", str(trained[0]), "0.5", "--into", str(into)]) == 0  # the same once more
     assert main(["scale", str(into), "-1", "--into", str(tmp_path / "new")]) == 1
     assert "at least 0" in capsys.readouterr().err

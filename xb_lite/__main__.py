@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     scale = commands.add_parser(
         "scale",
         help="a trained defense, down or up",
-        description="Writes the adapter once more, with its change of the model times the strength.",
+        description="Writes the adapter again, with its change of the model times the strength.",
     )
     scale.add_argument("adapter", metavar="FOLDER", help="a defense from `train`")
     scale.add_argument("strength", type=float, help="0: the undefended model, 1: as trained")

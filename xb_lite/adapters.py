@@ -70,7 +70,8 @@ def scale_adapter(
 
     Raises:
         AdapterError: there is no adapter of this book in the folder, or it is damaged.
-        ValueError: the strength is not a number of at least 0, or both folders are one.
+        ValueError: the strength is not a number of at least 0, both folders are one, or ``into``
+            holds another adapter.
     """
     if not 0 <= strength < math.inf:
         raise ValueError(f"the strength is {strength}; it must be a number of at least 0.")
@@ -86,6 +87,8 @@ def scale_adapter(
     scaled = {k: v.float() * strength if ".lora_B." in k else v for k, v in weights.items()}
     run = ended["run"]
     run = {**run, "strength": strength * run.get("strength", 1.0)}
+    if (there := read_run(into)) is not None and there["run"] != run:
+        raise ValueError(f"{into} holds another adapter: name another folder for the scaled one.")
     _write(into, scaled, config, {**ended, "run": run})
     return into
 
