@@ -88,7 +88,7 @@ def scale_adapter(
     run = ended["run"]
     run = {**run, "strength": strength * run.get("strength", 1.0)}
     if (there := read_run(into)) is not None and there["run"] != run:
-        raise ValueError(f"{into} holds another adapter: name another folder for the scaled one.")
+        raise ValueError(f"{into} holds another adapter: name another folder, or delete it first.")
     _write(into, scaled, config, {**ended, "run": run})
     return into
 
