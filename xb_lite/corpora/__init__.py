@@ -2,7 +2,7 @@
 
 Harmful requests are in general terms, with no operational detail; the boundary-safe prompt with the
 same ``pair`` number shares their words and is harmless. Multi-turn scripts and wrappers carry them
-in disguise. The only completions kept here are the passages, good answers to benign requests.
+in disguise. The only completions kept here are good answers to harmless requests, and refusals.
 The book's data card has counts, categories and limits.
 """
 
@@ -15,6 +15,8 @@ from typing import TypeVar
 
 KINDS = ("harmful", "boundary-safe", "benign")
 SPLITS = ("train", "validation", "test")
+EDITIONS = (1, 2)
+STYLES = ("question", "command", "first-person", "story", "code-comment", "list")
 
 Row = TypeVar("Row")
 
@@ -22,7 +24,12 @@ Row = TypeVar("Row")
 @dataclass(frozen=True)
 class Prompt:
     """One prompt. ``pair`` joins a harmful prompt and its boundary-safe twin (None for benign);
-    ``type`` is the kind of boundary-safe prompt in the words of XSTest (Röttger et al., 2024)."""
+    ``type`` is the kind of boundary-safe prompt in the words of XSTest (Röttger et al., 2024).
+
+    ``style`` (one of ``STYLES``), ``register`` and ``typos`` are the same for both twins of a pair;
+    prompts of the first edition have none of them. ``answer`` is a short good answer, written for
+    this book, to a boundary-safe or benign prompt of the train split; None for all others.
+    """
 
     id: str
     kind: str
@@ -31,13 +38,19 @@ class Prompt:
     type: str | None
     split: str
     prompt: str
+    edition: int = 1
+    style: str | None = None
+    register: str | None = None
+    typos: bool = False
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
 class Script:
     """A multi-turn attack: fixed user ``turns`` that lead to ``target``, the plain request of the
-    harmful prompt with this ``pair`` number. ``style`` is ``actor-network``, ``slow-escalation`` or
-    ``concealed-helper``, after ActorAttack, Crescendo and RedQueen."""
+    harmful prompt with this ``pair`` number. ``style`` is ``actor-network``, ``slow-escalation``,
+    ``concealed-helper`` (after ActorAttack, Crescendo and RedQueen) or, in the second edition alone,
+    ``fictional-frame``."""
 
     id: str
     style: str
@@ -46,6 +59,7 @@ class Script:
     split: str
     target: str
     turns: list[str]
+    edition: int = 1
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class Wrapper:
     family: str
     split: str
     template: str
+    edition: int = 1
 
     def wrap(self, request: str) -> str:
         """The request in its disguise; halves are cut between words."""
@@ -64,6 +79,15 @@ class Wrapper:
         halves = {"first_half": words[:middle], "second_half": words[middle:]}
         joined = {name: " ".join(part) for name, part in halves.items()}
         return self.template.format(request=request, **joined)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A sentence that declines any harmful request, ``text``; some begin as no list of refusal
+    strings expects."""
+
+    id: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -113,25 +137,37 @@ class Labelled:
     response: str | None
 
 
-def load_corpus(kind: str, split: str | None = None) -> list[Prompt]:
+def load_corpus(kind: str, split: str | None = None, edition: int = 1) -> list[Prompt]:
     """The prompts of one kind, of one split or of all, in the order of their ids.
 
+    Args:
+        edition: 1 for the first 120 of the kind, on which the results of the chapters were
+            measured; 2 for all 480, which begin with those.
+
     Raises:
-        ValueError: there is no such kind or split.
+        ValueError: there is no such kind, split or edition.
     """
     if kind not in KINDS:
         raise ValueError(f"no corpus {kind!r}; kinds are {', '.join(KINDS)}.")
-    return _load(Prompt, kind.replace("-", "_"), split)
+    return _load(Prompt, kind.replace("-", "_"), split, edition)
 
 
-def load_scripts(split: str | None = None) -> list[Script]:
-    """The multi-turn scripts of one split or of all. Raises ValueError for an unknown split."""
-    return _load(Script, "multi_turn", split)
+def load_scripts(split: str | None = None, edition: int = 1) -> list[Script]:
+    """The multi-turn scripts of one split or of all: 40 in the first edition, 120 in the second.
+    Raises ValueError for an unknown split or edition."""
+    return _load(Script, "multi_turn", split, edition)
 
 
-def load_wrappers(split: str | None = None) -> list[Wrapper]:
-    """The jailbreak wrappers of one split or of all. Raises ValueError for an unknown split."""
-    return _load(Wrapper, "wrappers", split)
+def load_wrappers(split: str | None = None, edition: int = 1) -> list[Wrapper]:
+    """The jailbreak wrappers of one split or of all: 30 in the first edition, 60 in the second, of
+    which some families are in one split alone. Raises ValueError for an unknown split or
+    edition."""
+    return _load(Wrapper, "wrappers", split, edition)
+
+
+def load_refusals() -> list[Refusal]:
+    """Twenty ways to decline a harmful request."""
+    return [Refusal(**row) for row in _rows("refusals")]
 
 
 def load_quiz(split: str | None = None) -> list[Question]:
@@ -149,9 +185,15 @@ def load_labelled(split: str | None = None) -> list[Labelled]:
     return _load(Labelled, "labelled", split)
 
 
-def _load(row: type[Row], name: str, split: str | None) -> list[Row]:
+def _load(row: type[Row], name: str, split: str | None, edition: int = 1) -> list[Row]:
     if split not in (*SPLITS, None):
         raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}, or None for all.")
-    text = (files(__name__) / f"{name}.jsonl").read_text(encoding="utf-8")
-    rows = [row(**json.loads(line)) for line in text.splitlines()]
+    if edition not in EDITIONS:
+        raise ValueError(f"no edition {edition!r}; there are {' and '.join(map(str, EDITIONS))}.")
+    rows = [row(**fields) for fields in _rows(name) if fields.get("edition", 1) <= edition]
     return [row for row in rows if split in (row.split, None)]
+
+
+def _rows(name: str) -> list[dict]:
+    text = (files(__name__) / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
