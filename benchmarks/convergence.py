@@ -458,6 +458,7 @@ def write_summary(
                 "split": "train; states of what was not trained on, and of test",
                 "digest": sets.digest,
             },
+            "setting": None,
             "seed": sorted({run["seed"] for run in runs}),
             "rows": summary_rows(runs),
             **provenance(began),

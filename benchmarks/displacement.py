@@ -135,6 +135,7 @@ def main() -> None:
                     "split": "+".join(SPLITS),
                     "digest": digest(list(dialogues.values())),
                 },
+                "setting": None,
                 "seed": args.seeds,
                 "rows": rows,
                 **provenance(started),

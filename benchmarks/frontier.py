@@ -42,7 +42,7 @@ from xb_lite.generation import Decoding
 from xb_lite.model_files import cache_folder
 from xb_lite.models import ALIGNED, precision_of
 from xb_lite.precision import Precision
-from xb_lite.recipes import load_recipe, parse_change
+from xb_lite.recipes import load_recipe, parse_change, run_name
 from xb_lite.results import write_index
 from xb_lite.session import tier
 
@@ -97,10 +97,6 @@ def items_of(split: str, sets: list[str], limit: int | None) -> list[Item]:
     return items + attacked(harmless, "prefill")
 
 
-def named(method: str, changes: dict[str, object]) -> str:
-    return ",".join([method, *(f"{field}={value}" for field, value in changes.items())])
-
-
 @contextmanager
 def defended(
     method: str,
@@ -109,7 +105,6 @@ def defended(
     precision: Precision,
     model: str = ALIGNED,
 ) -> Iterator[Subject]:
-    name = named(method, changes)
     if method == "none":
         yield local_subject(model, precision)
         return
@@ -118,14 +113,17 @@ def defended(
         prompts = [[row.prompt for row in load_corpus(k, "train")] for k in ("harmful", "benign")]
         vector = refusal_direction(subject.model, subject.tokenizer, *prompts, LAYER)
         with steered(subject.model, LAYER, vector, changes["strength"]):
-            yield replace(subject, defense=name)
+            name = run_name(method, changes)
+            yield replace(subject, defense=name, method=method, strength=changes["strength"])
         return
+    shipped = f"{method}-{model.removesuffix('-aligned')}"
     fields = {field: value for field, value in changes.items() if field != "strength"}
-    recipe = load_recipe(f"{method}-{model.removesuffix('-aligned')}", **fields)
+    recipe = load_recipe(shipped, **fields)
     adapters = cache_folder() / "adapters" / model
-    folder = adapters / f"{named(method, fields)}-{seed}"
+    folder = adapters / f"{run_name(method, fields, shipped)}-{seed}"
     train_defense(recipe, folder, seed=seed)
     if "strength" in changes:
+        name = run_name(method, changes, shipped)
         folder = scale_adapter(folder, changes["strength"], adapters / f"{name}-{seed}")
     yield local_subject(model, precision, folder)
 

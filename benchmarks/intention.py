@@ -110,6 +110,7 @@ def main() -> None:
         "model": {"name": DEFAULT, "digest": model_digest()},
         "adapter": None,
         "data": {"set": "prompts", "split": "test", "digest": digest(dialogues)},
+        "setting": None,
         "seed": decoding.seed,
         "rows": rows,
         **provenance(started),

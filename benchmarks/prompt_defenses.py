@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from xb_lite.attacks import Item
@@ -34,7 +35,7 @@ from xb_lite.intention import DEFENSES, restates
 from xb_lite.models import precision_of
 from xb_lite.precision import Precision
 from xb_lite.rates import rate
-from xb_lite.results import rate_row, read_result, write_index, write_result
+from xb_lite.results import rate_row, write_index
 from xb_lite.session import tier
 
 
@@ -83,11 +84,14 @@ def main() -> None:
         if not args.capability:
             subject = replace(subject, model=None, tokenizer=None)
         path = evaluate_subject(
-            subject, items, precision, decoding, Path(args.results) / tier(), judged_by=judged_by
+            subject,
+            items,
+            precision,
+            decoding,
+            Path(args.results) / tier(),
+            judged_by=judged_by,
+            more_rows=partial(restatements, subject, items, decoding, precision),
         )
-        result = read_result(path)
-        result["rows"] += restatements(subject, items, decoding, precision)
-        write_result(path, result)
         write_index(path.parent)
         print(path, flush=True)
 

@@ -136,6 +136,7 @@ def main() -> None:
                 "split": "fitted to train, asked test",
                 "digest": digest([item.id for item in [*learned, *asked]]),
             },
+            "setting": None,
             "seed": 0,
             "rows": [row for name, each in found.items() for row in rows_of(name, each, is_)],
             **provenance(started),

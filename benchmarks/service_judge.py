@@ -283,6 +283,7 @@ def main() -> None:
         "model": {"name": DEFAULT, "digest": model_digest()},
         "adapter": None,
         "data": {"set": "labelled", "split": "test", "digest": labels_digest()},
+        "setting": None,
         "seed": 0,
         "rows": measure(validation, test, said, judge),
         **provenance(started),

@@ -140,6 +140,7 @@ def main() -> None:
         "model": {"name": subject.name, "digest": subject.digest},
         "adapter": None,
         "data": {"set": args.items, "split": "train", "digest": sets.digest},
+        "setting": None,
         "seed": 0,
         "rows": [mean_row(each, what, name, "direct") for what, each in means.items()],
         **provenance(started),

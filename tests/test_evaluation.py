@@ -482,7 +482,7 @@ def test_every_field_of_a_line_is_looked_at(folder):
         for name in rows[0].keys() - {"id"}:
             gone = {other: value for other, value in rows[0].items() if other != name}
             odd = [{**rows[0], name: value} for value in (None, 3, [], [[1]], {"fake": [3]})]
-            for damaged in (gone, *odd):
+            for damaged in (*([gone] if name != "judging" else []), *odd):  # older logs lack it
                 text = "".join(json.dumps(row) + "\n" for row in [head, damaged, *rows[1:]])
                 path.write_text(text)
                 refused(folder, f"{rows[0]['id']}' is (not what it was|damaged)", log=log)

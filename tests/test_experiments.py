@@ -2,8 +2,9 @@
 
 import io
 import json
+import re
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ from xb_lite.judges import INTENTION_ANALYSIS, XSTEST  # noqa: E402
 from xb_lite.log import LogError  # noqa: E402
 from xb_lite.model_files import SPECS  # noqa: E402
 from xb_lite.precision import Precision, choose_precision  # noqa: E402
-from xb_lite.recipes import load_recipe, recipe_names  # noqa: E402
-from xb_lite.results import find, published, read_result  # noqa: E402
+from xb_lite.recipes import as_fields, load_recipe, recipe_names, run_name  # noqa: E402
+from xb_lite.results import find, published, read_result, write_result  # noqa: E402
 from xb_lite.training import Trained  # noqa: E402
 
 
@@ -268,6 +269,58 @@ def test_a_narrower_run_leaves_a_wider_log_as_it_is(tmp_path, monkeypatch):
     assert [outcome.id for outcome in read_log(path.with_suffix(".jsonl"))] == [items[0].id]
 
 
+def test_a_finished_result_is_not_written_again_unless_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    items = experiments.plan(["harmful"], [], limit=2)
+    path = evaluate_polite(items, tmp_path)
+    marked = {**read_result(path), "seconds": 12345}
+    write_result(path, marked)
+    assert evaluate_polite(items, tmp_path) == path
+    assert read_result(path) == marked
+    evaluate_polite([*items, *experiments.plan(["benign"], [], limit=1)], tmp_path)  # more items
+    assert read_result(path)["seconds"] < 12345
+    for option in ({"more_rows": lambda: pytest.fail("it is finished")}, {"resume": False}):
+        write_result(path, {**read_result(path), "seconds": 12345})
+        more = [*items, *experiments.plan(["benign"], [], limit=1)]
+        evaluate_polite(more, tmp_path, **option)
+        assert (read_result(path)["seconds"] == 12345) == ("more_rows" in option)
+
+
+def test_seconds_are_those_of_all_attempts(tmp_path, monkeypatch):
+    """A run that was stopped after it had asked everything counts what the asking took."""
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    items = experiments.plan(["harmful"], [], limit=3)
+    path = evaluate_polite(items, tmp_path)
+    log = path.with_suffix(".jsonl")
+    head, *rows = log.read_text().splitlines(keepends=True)
+    slow = [
+        json.dumps({**json.loads(row), "seconds": 50.0, "judging": 20.0}) + "\n" for row in rows
+    ]
+    log.write_text("".join([head, *slow]))
+    path.unlink()  # as a kill just before the result leaves it
+    evaluate_polite(items, tmp_path)
+    assert read_result(path)["seconds"] >= 3 * (50 + 20)
+
+
+def test_a_result_says_what_was_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    found = read_result(evaluate_polite(experiments.plan(["harmful"], [], limit=1), tmp_path))
+    assert found["setting"] == {
+        **{"defense": "none", "method": "none", "changes": {}, "strength": None},
+        **{"training_seed": None, "decoding": asdict(Decoding()), "tasks": []},
+        **{"judges": {XSTEST.name: XSTEST.source}, "precision": "the server's"},
+    }
+    assert found["commit"] is None or re.fullmatch("[0-9a-f]{40}[+]?", found["commit"])
+    recipe = as_fields(load_recipe("x-boundary-smollm2-135m", steps=300, schedule=450.0))
+    adapter = {"recipe": {"recipe": recipe, "seed": 3, "strength": 0.5}, "digest": "d"}
+    subject = Subject("m", "m", Polite(), defense="mine", adapter=adapter)
+    exact = choose_precision(exact=True)
+    setting = experiments.setting_of(prompted(subject, "ia"), exact, Decoding(), [XSTEST])
+    assert setting["changes"] == {"steps": 300, "schedule": 450.0}
+    assert (setting["method"], setting["defense"]) == ("x-boundary+ia", "mine+ia")
+    assert (setting["strength"], setting["training_seed"]) == (0.5, 3)
+
+
 def test_a_server_has_a_precision_and_a_machine_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
     polite = Subject("polite", "polite", Polite())
@@ -480,7 +533,7 @@ def test_every_setting_of_a_sweep_is_a_recipe(method):
 
 def test_a_strength_scales_what_the_other_fields_trained(monkeypatch, tmp_path):
     """One training serves all strengths, and each has a name of its own."""
-    trained, scaled = [], []
+    trained, scaled, shipped = [], [], "x-boundary-smollm2-135m"
     monkeypatch.setattr(frontier, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(
         frontier, "train_defense", lambda recipe, folder, seed: trained.append((recipe, folder))
@@ -489,7 +542,7 @@ def test_a_strength_scales_what_the_other_fields_trained(monkeypatch, tmp_path):
     monkeypatch.setattr(frontier, "local_subject", lambda *found: found[-1])
     for changes in ({"steps": 7}, {"steps": 7, "strength": 0.75}):
         with frontier.defended("x-boundary", changes, 3, None) as folder:
-            assert folder.name == frontier.named("x-boundary", changes) + "-3"
+            assert folder.name == run_name("x-boundary", changes, shipped) + "-3"
     assert len(scaled) == 1
     assert trained[0] == trained[1]
     assert trained[0][0].steps == 7
@@ -582,12 +635,13 @@ def test_a_changed_recipe_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys)
     for changes in (
         [],
         ["--set", "learning_rate=1.6e-3"],
+        ["--set", "learning_rate=0.0016", "steps=100"],  # that many as it is
         ["--set", "steps=2", "model=some/model"],
         ["--set", "model=some/model", "steps=2"],
     ):
         assert __main__.main([*command, *changes]) == 0
     assert folders == [
         "circuit-breakers-smollm2-135m-0",
-        "circuit-breakers-smollm2-135m,learning_rate=0.0016-0",
-        *["circuit-breakers-smollm2-135m,model=some_model,steps=2-0"] * 2,
+        *["circuit-breakers-smollm2-135m,learning_rate=0.0016-0"] * 2,
+        *["circuit-breakers-smollm2-135m,steps=2,model=some_model-0"] * 2,
     ]

@@ -15,8 +15,10 @@ from xb_lite.recipes import (
     Recipe,
     RecipeError,
     as_fields,
+    changes_of,
     load_recipe,
     recipe_names,
+    run_name,
 )
 from xb_lite.training import train
 
@@ -287,3 +289,31 @@ def test_a_model_with_fewer_layers_is_refused():
     load_recipe(CPU).check_model(20)
     with pytest.raises(RecipeError, match="lora_layers is 20; it must be at most 19: smollm2"):
         load_recipe(CPU).check_model(19)
+
+
+def test_one_setting_has_one_name():
+    name = "circuit-breakers-smollm2-135m"
+    own = load_recipe(name)
+    for changes in (
+        {"learning_rate": 1.6e-3, "steps": 300},
+        {"steps": 300, "learning_rate": 0.0016},
+        {"learning_rate": 0.0016, "retain_weight": own.retain_weight, "steps": 300},
+        {"learning_rate": 0.0016, "steps": 300, "strength": 1},
+    ):
+        assert run_name("cb", changes, name) == "cb,steps=300,learning_rate=0.0016"
+    assert run_name("cb", {"learning_rate": own.learning_rate}, name) == "cb"
+    assert run_name("cb", {"retain_weight": 45}, name) == "cb,retain_weight=45.0"
+    assert run_name("cb", {"strength": 0.75, "schedule": 450}, name) == (
+        "cb,schedule=450,strength=0.75"
+    )
+    assert run_name("steering", {"strength": 1.0}) == "steering,strength=1.0"
+    with pytest.raises(RecipeError):
+        run_name("cb", {"steps": 1}, "nothing")
+
+
+def test_changes_are_those_of_the_recipe_that_comes_with_the_package():
+    name = "x-boundary-smollm2-135m"
+    assert changes_of(load_recipe(name)) == {}
+    changed = load_recipe(name, steps=7, target_layers=[3], source="mine")
+    assert changes_of(changed) == {"steps": 7, "target_layers": [3]}
+    assert changes_of(load_recipe(name, model="some/model")) == {}

@@ -3,8 +3,10 @@
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,11 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xb_lite.evaluation import Outcome
+from xb_lite.evaluation import Outcome, seconds_spent
 from xb_lite.rates import Mean, Rate, mean, rate
+from xb_lite.recipes import run_name
 from xb_lite.results import (
     FIELDS,
+    SETTING,
     find,
+    frame,
     mean_row,
     provenance,
     published_results,
@@ -368,3 +373,98 @@ def test_every_index_that_is_published_is_complete():
         there = {path.stem for path in folder.glob("*.json")} - {"index"}
         assert set(published_results(str(folder.relative_to(RESULTS)))) == there
     assert len(folders) > 4
+
+
+def committed():
+    for path in sorted(RESULTS.rglob("*.json")):
+        if path.name not in ("index.json", "paper.json"):
+            yield path, read_result(path)
+
+
+def test_committed_results_say_what_was_evaluated():
+    """By their names, as one function makes them, and by what is in them."""
+    names = Counter()
+    for path, result in committed():
+        setting = result["setting"]
+        if setting is None:
+            continue
+        assert setting["defense"] == path.stem
+        recipe = ((result["adapter"] or {}).get("recipe") or {}).get("recipe")
+        if recipe is None:
+            assert setting["training_seed"] is None and setting["changes"] == {}
+        else:
+            shipped = f"{recipe['method']}-{recipe['model'].removesuffix('-aligned')}"
+            changes = dict(setting["changes"])
+            if setting["strength"] != 1:
+                changes["strength"] = setting["strength"]
+            name = f"{run_name(setting['method'], changes, shipped)}-{setting['training_seed']}"
+            # Two files are named after a learning rate that is the recipe's own.
+            names[name == path.stem] += 1
+            assert name == path.stem or path.stem == "dpo,learning_rate=0.0001-0", name
+        tokens = re.search(r"--max-new-tokens (\d+)", result["command"])
+        assert tokens is None or setting["decoding"]["max_new_tokens"] == int(tokens[1]), path
+        assert list(setting["judges"]) and {r["judge"] for r in result["rows"]} - {None} <= set(
+            setting["judges"]
+        )
+    assert names[True] > 100 and names[False] == 2
+
+
+def test_seconds_of_committed_results_are_at_least_those_of_their_items():
+    logs = [(path.with_suffix(".jsonl"), found["seconds"]) for path, found in committed()]
+    logs = [(log, seconds) for log, seconds in logs if log.exists() and "separab" not in str(log)]
+    assert all(seconds >= round(seconds_spent(log)) for log, seconds in logs) and len(logs) > 50
+
+
+def test_the_folder_says_the_tier_and_the_file_the_card():
+    cards = {found["hardware"] for path, found in committed() if "a100" in path.parts}
+    assert cards == {"NVIDIA H100 80GB HBM3, 16 CPU cores"}
+
+
+def test_a_setting_has_all_of_its_fields(tmp_path):
+    good = result([ROW])
+    setting = dict.fromkeys(SETTING)
+    write_result(tmp_path / "result.json", {**good, "setting": setting})
+    for bad in ({}, [], "none", {**setting, "note": 1}, dict.fromkeys(SETTING[1:])):
+        with pytest.raises(ValueError, match="setting has the fields"):
+            write_result(tmp_path / "result.json", {**good, "setting": bad})
+
+
+def test_a_frame_has_a_row_a_rate_and_knows_its_run(tmp_path):
+    for seed, k in ((0, 1), (1, 2)):
+        setting = {
+            **dict.fromkeys(SETTING),
+            **{"defense": f"a,steps=2-{seed}", "method": "a", "changes": {"steps": 2}},
+            **{"strength": 0.5, "training_seed": seed},
+        }
+        write_result(
+            tmp_path / f"a,steps=2-{seed}.json",
+            {
+                **result([{**ROW, "k": k}, MEAN]),
+                **{"setting": setting, "model": {"name": "tiny"}, "data": {"split": "test"}},
+            },
+        )
+    write_index(tmp_path)
+    table = frame(tmp_path)
+    assert list(table["seed"]) == [0, 0, 1, 1] and set(table["strength"]) == {0.5}
+    asr = table.query("metric == 'asr'")
+    assert list(asr["k"]) == [1, 2] and list(asr["value"]) == [1 / 3, 2 / 3]
+    assert set(asr["model"]) == {"tiny"} and set(asr["file"]) == {"a,steps=2-0", "a,steps=2-1"}
+    assert table.query("metric == 'seconds'")["k"].isna().all()
+    assert list(table["changes"]) == [{"steps": 2}] * 4
+
+
+def test_a_frame_of_published_results_agrees_with_find():
+    folder = "cpu/test/smollm2-135m-aligned"
+    table = frame(folder)
+    assert set(table["file"]) == set(published_results(folder))
+    one = read_result(RESULTS / folder / "x-boundary-1.json")
+    where = {"set": "harmful", "attack": "prefill", "judge": "x-boundary"}
+    row = table.query(
+        "method == 'x-boundary' and seed == 1 and strength == 1 and metric == 'asr' and "
+        "set == 'harmful' and attack == 'prefill' and judge == 'x-boundary'"
+    )
+    row = row[row["changes"].map(lambda changes: changes == {})].iloc[0]
+    found = find(one, "asr", **where)
+    assert (row["k"], row["n"], row["value"]) == (found.k, found.n, found.value)
+    with pytest.raises(ValueError, match="neither|cannot be fetched|is not here"):
+        frame("cpu/nothing")

@@ -128,6 +128,17 @@ def read_log(path: str | Path) -> list[Outcome]:
     return [_outcome(row) for row in rows]
 
 
+def seconds_spent(path: str | Path) -> float:
+    """What asking and judging all items of a log took, over all attempts, in seconds. Older
+    logs have the asking alone.
+
+    Raises:
+        LogError: see ``read_log``.
+    """
+    read_log(path)
+    return sum(row["seconds"] + row.get("judging", 0.0) for row in read_rows(Path(path))[1:])
+
+
 def reply_store(run: dict[str, object]) -> Path:
     """Where the cache keeps the replies of a run (its subject and decoding)."""
     return cache_folder() / "replies" / f"{digest(run)[:16]}.jsonl"
@@ -239,8 +250,11 @@ def _judge(items: Sequence[Item], judges: Sequence[Judge], said: Log, done: Log)
         for start in range(0, len(items), BATCH):
             batch = items[start : start + BATCH]
             if left := [item for item in batch if item.id not in done.rows]:
+                began = time.perf_counter()
                 labels = {judge.name: _labels_of(judge, left, said) for judge in judges}
-                done.append([_log_row(item, said.rows[item.id], labels) for item in left])
+                judging = round((time.perf_counter() - began) / len(left), 3)
+                rows = [_log_row(item, said.rows[item.id], labels) for item in left]
+                done.append([{**row, "judging": judging} for row in rows])
             bar.update(len(batch))
 
 
@@ -328,6 +342,7 @@ def _is_outcome(row: dict, turns: int) -> bool:
     return (
         {"asked", *Outcome.__dataclass_fields__} <= row.keys()
         and isinstance(row["seconds"], float)
+        and isinstance(row.get("judging", 0.0), float)
         and isinstance(row["sha256"], str)
         and isinstance(row["labels"], dict)
         and all(_are(given, str | None, turns) for given in row["labels"].values())

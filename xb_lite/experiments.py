@@ -6,10 +6,12 @@ has a line an item, so that two subjects can be compared item by item.
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from xb_lite.capability import passage_losses, quiz
 from xb_lite.checks import check_fit, check_place
 from xb_lite.corpora import load_passages, load_quiz, load_wrappers
 from xb_lite.dialogues import Dialogue, as_dialogue
-from xb_lite.evaluation import digest, evaluate
+from xb_lite.evaluation import digest, evaluate, seconds_spent
 from xb_lite.generation import Backend, Decoding, LocalBackend
 from xb_lite.gibberish import Gibberish
 from xb_lite.harness import check_tasks, harness_rows
@@ -32,9 +34,16 @@ from xb_lite.model_files import DEFAULT, cache_folder
 from xb_lite.models import last_name, load_defended, load_model, model_digest, precision_of
 from xb_lite.precision import Precision
 from xb_lite.rates import Mean, mean, rate
-from xb_lite.recipes import Budget
+from xb_lite.recipes import METHODS, Budget, changes_of, run_name
 from xb_lite.remote import RemoteBackend
-from xb_lite.results import mean_row, provenance, rate_row, summarise, write_result
+from xb_lite.results import (
+    mean_row,
+    provenance,
+    rate_row,
+    read_result,
+    summarise,
+    write_result,
+)
 from xb_lite.runs import check_same
 from xb_lite.service import Service
 from xb_lite.training import Trained, identity, train
@@ -48,7 +57,8 @@ SETS = ("harmful", "multi-turn", "boundary-safe", "benign")
 class Subject:
     """What is evaluated: ``name`` in paths and tables, ``digest`` of its weights, and what replies.
 
-    ``defense`` is its name in paths; ``adapter`` what was trained, as in the results.
+    ``defense`` is its name in paths; ``adapter`` what was trained, as in the results. ``method``
+    and ``strength`` are for a defense that neither an adapter nor a prompt is, as steering.
     ``model`` and ``tokenizer`` are None behind a server, where capability is not measured.
     """
 
@@ -59,6 +69,9 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase | None = None
     defense: str = "none"
     adapter: dict | None = None
+    prompt: str | None = None
+    method: str | None = None
+    strength: float | None = None
 
     def identity(self, precision: Precision) -> dict[str, str]:
         """What its replies are cached under: all that decides them but the decoding.
@@ -142,11 +155,9 @@ def train_defense(
 def adapter_folder(recipe: str, seed: int, changes: Mapping[str, object] | None = None) -> Path:
     """Where ``python -m xb_lite train`` puts an adapter: in the cache, by recipe, changes of its
     fields and seed."""
-    # Not its stem: names of recipes have dots in them.
+    # Not its stem: names of recipes have dots in them. And hub ids have slashes.
     name = Path(recipe).name.removesuffix(".json")
-    # In one order, and hub ids have slashes.
-    said = (f"{field}={value}" for field, value in sorted((changes or {}).items()))
-    name = ",".join([name, *said]).replace("/", "_")
+    name = (run_name(name, changes, recipe) if changes else name).replace("/", "_")
     return cache_folder() / "adapters" / f"{name}-{seed}"
 
 
@@ -167,7 +178,36 @@ def prompted(subject: Subject, name: str) -> Subject:
         subject,
         backend=Defended(subject.backend, defense_named(name)),
         defense=name if subject.defense == "none" else f"{subject.defense}+{name}",
+        prompt=name,
     )
+
+
+def setting_of(
+    subject: Subject,
+    precision: Precision,
+    decoding: Decoding,
+    judged_by: Sequence[Judge],
+    tasks: Sequence[str] = (),
+) -> dict[str, object]:
+    """What a result says was evaluated and how (``results.SETTING``), as JSON can hold it.
+
+    ``changes`` are those of the recipe that comes with the package for the method and model;
+    ``strength`` is 1 for an adapter as it was trained, None where nothing was.
+    """
+    run = (subject.adapter or {}).get("recipe") or {}
+    recipe = run.get("recipe") or {}
+    methods = [recipe.get("method") or subject.method, subject.prompt]
+    return {
+        "defense": subject.defense,
+        "method": "+".join(filter(None, methods)) or "none",
+        "changes": changes_of(METHODS[recipe["method"]](**recipe)) if recipe else {},
+        "strength": run.get("strength", 1.0) if run else subject.strength,
+        "training_seed": run.get("seed"),
+        "decoding": asdict(decoding),
+        "judges": {judge.name: judge.source for judge in judged_by},
+        "precision": subject.identity(precision)["precision"],
+        "tasks": list(tasks),
+    }
 
 
 def plan(
@@ -267,12 +307,15 @@ def evaluate_subject(
     tasks: Sequence[str] = (),
     task_limit: int | None = None,
     judged_by: Sequence[Judge] | None = None,
+    more_rows: Callable[[], list[dict]] = list,
     resume: bool = True,
 ) -> Path:
     """Evaluate a subject on all items and write ``<folder>/<subject>/<defense>.json``.
 
     The log lies beside it (``.jsonl``), of the same items. A run that was stopped goes on where it
-    was; one of more items adds to it, one of fewer is refused.
+    was; one of more items adds to it, one of fewer is refused. A finished result of the same
+    setting on the same items is left as it is. ``seconds`` are of all attempts: asking, judging,
+    and what is measured after them.
 
     Args:
         items: from ``plan``.
@@ -281,6 +324,8 @@ def evaluate_subject(
         tasks: names of lm-evaluation-harness tasks, measured as well, on the first ``task_limit``
             items of each (see ``harness_rows``).
         judged_by: default: ``judges``.
+        more_rows: what else the result holds; called once all items are judged.
+        resume: False asks and judges these items anew, and writes the result again.
 
     Raises:
         ValueError: an item or a task cannot be asked.
@@ -295,39 +340,48 @@ def evaluate_subject(
     if tasks:
         check_tasks(tasks)
     path = Path(folder) / subject.name / f"{subject.defense}.json"
+    judged_by = judges() if judged_by is None else judged_by
+    same = {
+        "model": {"name": subject.name, "digest": subject.digest},
+        "adapter": subject.adapter,
+        "data": {
+            "set": ", ".join(dict.fromkeys(item.set for item in items)),
+            "split": split,
+            "digest": digest([(item.id, item.request, item.turns, item.prefill) for item in items]),
+        },
+        "seed": decoding.seed,
+        "setting": setting_of(subject, precision, decoding, judged_by, tasks),
+    }
+    if resume and _is_finished(path, same):
+        return path
     outcomes = evaluate(
         subject.backend,
         items,
-        judges() if judged_by is None else judged_by,
+        judged_by,
         decoding,
         subject=subject.identity(precision),
         log=path.with_suffix(".jsonl"),
         resume=resume,
         alone=True,
     )
-    rows = summarise(outcomes)
+    rows, measured = summarise(outcomes), time.monotonic()
     with precision.autocast():
         rows += capability_rows(subject, split)
         if tasks:
             rows += harness_rows(subject.model, subject.tokenizer, tasks, task_limit)
-    asked = [(item.id, item.request, item.turns, item.prefill) for item in items]
-    sets = list(dict.fromkeys(item.set for item in items))
+    rows += more_rows()
+    spent = seconds_spent(path.with_suffix(".jsonl")) + time.monotonic() - measured
     run = provenance(started)
     if subject.model is None:
         run["hardware"] = f"behind a server; judged on {run['hardware']}"
-    write_result(
-        path,
-        {
-            "model": {"name": subject.name, "digest": subject.digest},
-            "adapter": subject.adapter,
-            "data": {
-                "set": ", ".join(sets),
-                "split": split,
-                "digest": digest(asked),
-            },
-            "seed": decoding.seed,
-            "rows": rows,
-            **run,
-        },
-    )
+    write_result(path, {**same, "rows": rows, **run, "seconds": round(spent)})
     return path
+
+
+def _is_finished(path: Path, same: dict) -> bool:
+    """Whether there is a result of all of this already; what is no result is made anew."""
+    try:
+        there = read_result(path)
+    except ValueError:
+        return False
+    return all(there[name] == value for name, value in json.loads(json.dumps(same)).items())

@@ -11,12 +11,14 @@ import math
 import os
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from xb_lite.evaluation import Outcome
@@ -25,13 +27,19 @@ from xb_lite.own_files import own_file
 from xb_lite.rates import Mean, Rate, mean, rate
 from xb_lite.whole_files import write_whole
 
-SCHEMA = 1
+SCHEMA = 2
 INDEX = Path("index.json")
+FRAMED = ("metric", "set", "attack", "judge", "n", "k", "low", "high")
 VERSIONS = ("xb-lite", "torch", "transformers", "peft", "numpy")
 FIELDS = {
     *("schema", "command", "started", "seconds", "hardware", "versions"),
-    *("model", "adapter", "data", "seed", "rows"),
+    *("model", "adapter", "data", "seed", "rows", "setting", "commit"),
 }
+# What was evaluated and how; None in place of all of it for a result of several settings.
+SETTING = (
+    *("defense", "method", "changes", "strength", "training_seed"),
+    *("decoding", "judges", "precision", "tasks"),
+)
 
 
 def verdicts(outcomes: Sequence[Outcome], judge: str) -> list[list[str | None]]:
@@ -117,7 +125,8 @@ def summarise(outcomes: Iterable[Outcome]) -> list[dict]:
 
 
 def provenance(started: datetime) -> dict:
-    """What a result says of its run: command, start, seconds since, machine and versions."""
+    """What a result says of its run: command, start, seconds since, machine, versions and the
+    commit of the code (None outside a checkout; with ``+`` where files differed from it)."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "schema": SCHEMA,
@@ -126,7 +135,24 @@ def provenance(started: datetime) -> dict:
         "seconds": round((datetime.now(UTC) - started).total_seconds()),
         "hardware": f"{gpu or platform.machine()}, {os.cpu_count()} CPU cores",
         "versions": {name: version(name) for name in VERSIONS},
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=30
+        ).stdout.strip()
+
+    root = Path(__file__).parents[1]
+    try:
+        if not (root / ".git").exists():  # installed: another checkout may lie around it
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "xb_lite")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _command() -> list[str]:
@@ -216,11 +242,63 @@ def find(result: dict, metric: str, **where: str | None) -> Rate | Mean:
     return Mean(row["mean"], row["n"], row["low"], row["high"])
 
 
+def frame(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """All results of a folder as one table, a row a rate or mean, with what was evaluated.
+
+    Columns: ``model``, ``defense``, ``method``, ``changes`` (a dict), ``strength``, ``seed`` (of
+    the training), ``split``, ``metric``, ``set``, ``attack``, ``judge``, ``n``, ``k`` (missing for
+    a mean), ``value``, ``low``, ``high``, ``hardware`` and ``file`` (its name without the ending).
+
+    Args:
+        folder: a folder on disk, or one of the book's own ``results/``, e.g.
+            ``"cpu/test/smollm2-135m-aligned"``.
+
+    Raises:
+        ValueError: there is no such folder, or a file in it is no result.
+
+    Example:
+        >>> runs = frame("cpu/test/smollm2-135m-aligned")
+        >>> asr = runs.query("metric == 'asr' and attack == 'prefill' and judge == 'x-boundary'")
+        >>> asr.groupby("method")["value"].mean()  # doctest: +SKIP
+    """
+    if Path(folder).is_dir():
+        files = {p.stem: p for p in sorted(Path(folder).glob("*.json")) if p.name != INDEX.name}
+    else:
+        names = published_results(str(folder))
+        files = {name: published(f"{folder}/{name}.json") for name in names}
+    rows = []
+    for name, path in files.items():
+        result = read_result(path)
+        setting = result["setting"] or dict.fromkeys(SETTING)
+        same = {
+            "model": result["model"]["name"],
+            **{field: setting[field] for field in ("defense", "method", "changes", "strength")},
+            "seed": setting["training_seed"],
+            "split": result["data"]["split"],
+        }
+        for row in result["rows"]:
+            value = row["k"] / row["n"] if "k" in row else row["mean"]
+            found = {field: row.get(field) for field in FRAMED}
+            rows.append(
+                {**same, **found, "value": value, "hardware": result["hardware"], "file": name}
+            )
+    order = [
+        *("model", "defense", "method", "changes", "strength", "seed", "split"),
+        *("metric", "set", "attack", "judge", "n", "k", "value", "low", "high"),
+        *("hardware", "file"),
+    ]
+    table = pd.DataFrame(rows, columns=order)
+    return table.astype({"seed": "Int64", "n": "Int64", "k": "Int64", "strength": "Float64"})
+
+
 def _check(result: dict) -> None:
     if wrong := FIELDS ^ result.keys():
         raise ValueError(
             f"a result has the fields {sorted(FIELDS)}; wrong here: {sorted(map(str, wrong))}."
         )
+    setting = result["setting"]
+    if setting is not None and (not isinstance(setting, dict) or setting.keys() != set(SETTING)):
+        raise ValueError(f"setting has the fields {sorted(SETTING)}, or is null: {setting!r:.200}.")
     if not isinstance(result["rows"], list):
         raise ValueError(f"rows is a list, not {result['rows']!r:.60}.")
     for number, row in enumerate(result["rows"]):

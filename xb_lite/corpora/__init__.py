@@ -49,8 +49,8 @@ class Prompt:
 class Script:
     """A multi-turn attack: fixed user ``turns`` that lead to ``target``, the plain request of the
     harmful prompt with this ``pair`` number. ``style`` is ``actor-network``, ``slow-escalation``,
-    ``concealed-helper`` (after ActorAttack, Crescendo and RedQueen) or, in the second edition alone,
-    ``fictional-frame``."""
+    ``concealed-helper`` (after ActorAttack, Crescendo and RedQueen) or, in the second edition
+    alone, ``fictional-frame``."""
 
     id: str
     style: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -204,6 +205,53 @@ def parse_change(text: str) -> tuple[str, object]:
         return field, json.loads(value)
     except ValueError:
         return field, value
+
+
+def changes_of(recipe: Budget) -> dict[str, object]:
+    """What a recipe changes in the one that comes with the package for its method and model; of one
+    that has none there, nothing can be said, and the changes are empty."""
+    name = f"{recipe.method}-{recipe.model.removesuffix('-aligned')}"
+    if name not in recipe_names():
+        return {}
+    own = as_fields(load_recipe(name))
+    found = as_fields(recipe)
+    return {
+        field: found[field]
+        for field in sorted(found, key=_place)
+        if found[field] != own.get(field) and field != "source"
+    }
+
+
+def run_name(
+    method: str, changes: Mapping[str, object], recipe: str | os.PathLike[str] | None = None
+) -> str:
+    """The one name of a setting in paths, e.g. ``"x-boundary,steps=300,schedule=450"``.
+
+    The length of a run comes first, the strength last, and the others by name. A value is written
+    as the recipe has its type (45 is 45.0, and 1.6e-3 is 0.0016), and one that is the recipe's own
+    is no change.
+
+    Args:
+        recipe: what is changed; None for a method without one, as steering.
+
+    Raises:
+        RecipeError: there is no such recipe.
+    """
+    own = as_fields(load_recipe(recipe)) if recipe is not None else {"strength": 1.0}
+    own.setdefault("strength", 1.0)
+    kept = {}
+    for field, value in changes.items():
+        if isinstance(own.get(field), float) and _number(value):
+            value = float(value)
+        if field not in own or value != own[field] or recipe is None:
+            kept[field] = value
+    said = (f"{field}={kept[field]}" for field in sorted(kept, key=_place))
+    return ",".join([method, *said])
+
+
+def _place(field: str) -> tuple[int, str]:
+    first = {"steps": 0, "schedule": 1, "strength": 3}
+    return first.get(field, 2), field
 
 
 def load_recipe(name: str | os.PathLike[str], /, **changes: object) -> Recipe | Baseline:
