@@ -1,5 +1,6 @@
-"""pyproject.toml, constraints.txt and environment.yml say the same."""
+"""pyproject.toml, constraints.txt and environment.yml say the same, and Colab's own versions fit."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -16,6 +17,9 @@ TEXT = (ROOT / "pyproject.toml").read_text()
 PROJECT = tomllib.loads(TEXT)["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [Requirement(r) for r in sum(EXTRAS.values(), PROJECT["dependencies"])]
+CORE = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
+# What Colab installs before a reader does; an installation that leaves it alone is quick and safe.
+COLAB = json.loads((ROOT / "tests" / "colab.json").read_text())
 
 
 def pins():
@@ -48,3 +52,12 @@ def test_conda_environment_installs_this_package_with_these_pins():
 
 def test_torch_is_the_one_that_ci_uses():
     assert pins()["torch"] == Version("2.13.0")
+
+
+@pytest.mark.parametrize("name", COLAB["packages"])
+def test_the_version_that_colab_has_may_stay(name):
+    assert CORE[canonicalize_name(name)].specifier.contains(COLAB["packages"][name])
+
+
+def test_colab_has_a_python_that_the_package_allows():
+    assert SpecifierSet(PROJECT["requires-python"]).contains(COLAB["python"] + ".0")
