@@ -1,7 +1,9 @@
-"""pyproject.toml, constraints.txt and environment.yml say the same, and Colab's own versions fit."""
+"""pyproject.toml, constraints.txt and environment.yml agree, and the versions of Colab fit."""
 
 import json
+import pkgutil
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -61,3 +63,15 @@ def test_the_version_that_colab_has_may_stay(name):
 
 def test_colab_has_a_python_that_the_package_allows():
     assert SpecifierSet(PROJECT["requires-python"]).contains(COLAB["python"] + ".0")
+
+
+@pytest.mark.parametrize("command", ["/somewhere/bin/xb-lite", "/somewhere/xb_lite/__main__.py"])
+def test_the_installed_command_is_the_module(command, monkeypatch, capsys):
+    main = pkgutil.resolve_name(PROJECT["scripts"]["xb-lite"])
+    assert callable(main)
+    monkeypatch.setattr(sys, "argv", [command])
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    said = "xb-lite" if command.endswith("xb-lite") else "python -m xb_lite"
+    assert capsys.readouterr().out.startswith(f"usage: {said} [-h]")
