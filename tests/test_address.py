@@ -66,7 +66,7 @@ def small(tmp_path):
         ("(https://github.com/ada/book/issues)", "(https://github.com/me/my-book/issues)"),
         ("git@github.com:ada/book.git", "git@github.com:me/my-book.git"),
         ("api.github.com/repos/ada/book", "api.github.com/repos/me/my-book"),
-        ("raw.githubusercontent.com/ada/book/main/a", "raw.githubusercontent.com/me/my-book/main/a"),
+        ("raw.githubusercontent.com/ada/book/a", "raw.githubusercontent.com/me/my-book/a"),
         (
             "https://colab.research.google.com/github/ada/book/blob/main/a.ipynb",
             "https://colab.research.google.com/github/me/my-book/blob/main/a.ipynb",
