@@ -4,7 +4,8 @@ The address until now is the one in pyproject.toml, and what is rewritten are th
 git tracks: the repository's own address, those of Colab and of raw files, and that of the pages,
 https://OWNER.github.io/REPO/. Of a notebook only the sources of its cells change, as text in the
 JSON; its outputs stay. A notebook whose code changed must be run again, with `make notebooks`:
-its recorded outputs belong to the code as it was. The old address gives back the same bytes.
+its recorded outputs belong to the code as it was. The old address gives back the same bytes, if
+no file named the new one before.
 """
 
 import json
