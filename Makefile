@@ -17,6 +17,7 @@ help:
 	@echo "make smoke       run every notebook with small sizes, write nothing into the tree"
 	@echo "make notebooks   run every notebook in place; commit the outputs afterwards"
 	@echo "make check       check the committed notebooks and the rendered book (needs Chromium)"
+	@echo "make address     give another public address: URL=https://github.com/NAME/REPO"
 	@echo "make clean       remove _build (everything that was rendered or run there)"
 
 $(ENV): pyproject.toml constraints.txt
@@ -48,6 +49,9 @@ check: $(ENV)
 	@$(RUN) book/tools/check_notebooks.py
 	@$(RUN) book/tools/check_book.py
 
+address: $(ENV)
+	@$(RUN) book/tools/address.py "$(URL)"
+
 serve: $(ENV)
 	@test -f _build/html/index.html || { echo "There is no rendered book yet: run make book or make html first."; exit 1; }
 	@echo "The book is at http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
@@ -56,4 +60,4 @@ serve: $(ENV)
 clean:
 	rm -rf _build
 
-.PHONY: help book html test notebooks smoke check serve clean
+.PHONY: help book html test notebooks smoke check address serve clean

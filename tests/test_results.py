@@ -221,6 +221,12 @@ def test_a_module_is_run_by_its_name(monkeypatch):
     assert provenance(datetime.now(UTC))["command"] == "python -m xb_lite evaluate"
 
 
+def test_the_installed_command_is_the_module(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/xb-lite", "evaluate"])
+    assert provenance(datetime.now(UTC))["command"] == "python -m xb_lite evaluate"
+
+
 # Writing, reading, finding
 
 

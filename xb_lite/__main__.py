@@ -5,6 +5,8 @@ python -m xb_lite train      train a defense by a recipe
 python -m xb_lite scale      turn a trained defense down, or up
 python -m xb_lite evaluate   ask a model everything, judge it, and keep the result
 python -m xb_lite serve      put a prompt defense in front of a model, for any OpenAI client
+
+The installed command xb-lite is the same as python -m xb_lite.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ def _asked() -> dict[str, Iterable[str]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m xb_lite",
+        prog="xb-lite" if Path(sys.argv[0]).stem == "xb-lite" else "python -m xb_lite",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

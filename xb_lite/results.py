@@ -162,7 +162,10 @@ def _command() -> list[str]:
     root = Path(__file__).parents[1]
     own = script.absolute()
     shown = own.relative_to(root).as_posix() if own.is_relative_to(root) else script.name
-    name = ["-m", main.name.removesuffix(".__main__")] if main else [shown]
+    if main:
+        name = ["-m", main.name.removesuffix(".__main__")]
+    else:  # the installed command is the same as the module, wherever it lies
+        name = ["-m", "xb_lite"] if script.stem == "xb-lite" else [shown]
     bare = [re.sub(r"(?<![\w./])~?/(?!/)([^/,]*/)*", "", argument) for argument in sys.argv[1:]]
     return [*name, *(re.sub(r"(\w+://)[^\s,]+", r"\1…", argument) for argument in bare)]
 
