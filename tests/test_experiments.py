@@ -117,7 +117,8 @@ def test_a_spread_is_even_and_in_order(count, limit):
         (["--judge", "words", "nonsense"], "there is no judge 'nonsense'; there are words"),
         (["--judge", "words", "--judge", "words"], "the judge words is named 2 times"),
         (["--judge", "rubric"], "name one with --judge-model"),
-        (["--judge-model", "m"], "m is the model of none of these judges: none has one to choose"),
+        (["--sets", "benign", "--judge", "llama-guard"], "label replies to harmful requests alone"),
+        (["--judge-model", "m"], "m is the model of none of these judges: none has one"),
         (
             ["--judge", "harmbench", "llama-guard", "--judge-model", "m"],
             "of harmbench, llama-guard, say whose, as JUDGE=MODEL",

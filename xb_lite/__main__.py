@@ -253,6 +253,13 @@ def _evaluate(args: argparse.Namespace) -> None:
         defense_named(args.defense)  # before a model is loaded
     judged_by = args.judges or experiments.OWN_JUDGES, args.judge_models, args.judge_server
     experiments.judge_models(*judged_by)  # likewise
+    if {"harmbench", "llama-guard"}.issuperset(judged_by[0]) and not any(
+        item.kind == "harmful" for item in items
+    ):
+        raise ValueError(
+            f"{' and '.join(judged_by[0])} label replies to harmful requests alone, and none is "
+            "asked: name another judge or set."
+        )
     _check_server(args, args.model)
     if args.server:
         subject = experiments.remote_subject(args.server, args.model)

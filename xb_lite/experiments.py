@@ -309,8 +309,8 @@ def judge_models(
         if not has_judge or judge not in JUDGE_MODELS:  # a folder may have such a sign in its name
             judge, model = own[0] if len(own) == 1 else "", entry
         if judge not in own:
-            asks = f"of {', '.join(own)}, say whose, as JUDGE=MODEL" if own else "none has one to choose"
-            raise ValueError(f"{entry} is the model of none of these judges: {asks}.")
+            whose = f"of {', '.join(own)}, say whose, as JUDGE=MODEL" if own else "none has one"
+            raise ValueError(f"{entry} is the model of none of these judges: {whose}.")
         if not model or judge in given:
             raise ValueError(f"{entry}: the judge {judge} has one model; name it once.")
         given[judge] = model
