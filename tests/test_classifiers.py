@@ -5,8 +5,7 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-import torch
-from tiny import tiny_model
+from tiny import saying, tiny_model
 from tokenizers.processors import TemplateProcessing
 
 from xb_lite.classifiers import (
@@ -38,28 +37,6 @@ GUARD_PARTS = GUARD_STRINGS.replace(
 
 def tiny(tokenizer, kind="llama", hidden_size=16, num_hidden_layers=1):
     return tiny_model(tokenizer, kind, hidden_size, num_hidden_layers)
-
-
-def saying(model, tokenizer, *answers):
-    """``model`` says ``answers`` in turn, one to each row of a batch; ``model.seen`` has what was
-    asked."""
-    said = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
-    model.seen, step = [], 0
-
-    def steer(_module, _args, options, output):
-        nonlocal step
-        new = options["input_ids"]
-        if new.shape[1] > 1:
-            step = 0
-            masks = options.get("attention_mask", torch.ones_like(new)).bool()
-            model.seen += [row[mask].tolist() for row, mask in zip(new, masks, strict=True)]
-        for row in range(len(new)):
-            ids = said[row % len(said)]
-            output.logits[row, -1, ids[step] if step < len(ids) else tokenizer.eos_token_id] = 1e4
-        step += 1
-
-    model.register_forward_hook(steer, with_kwargs=True)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """From a command to a result: plans, subjects, tables, published files."""
 
+import copy
 import io
 import json
 import re
@@ -12,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_sets
+from tiny import saying, tiny_model, tiny_sets
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -30,7 +31,7 @@ from xb_lite.generation import Decoding, Reply  # noqa: E402
 from xb_lite.intention import DEFENSES  # noqa: E402
 from xb_lite.judges import INTENTION_ANALYSIS, XSTEST  # noqa: E402
 from xb_lite.log import LogError  # noqa: E402
-from xb_lite.model_files import SPECS  # noqa: E402
+from xb_lite.model_files import SPECS, ModelError  # noqa: E402
 from xb_lite.precision import Precision, choose_precision  # noqa: E402
 from xb_lite.recipes import as_fields, load_recipe, recipe_names, run_name  # noqa: E402
 from xb_lite.results import find, published, read_result, write_result  # noqa: E402
@@ -114,6 +115,24 @@ def test_a_spread_is_even_and_in_order(count, limit):
         (["no/such/model/anywhere"], "neither"),
         (["--adapter", "nowhere"], "there is no adapter in nowhere"),
         (["--defense", "nonsense"], "there is no defense 'nonsense'"),
+        (["--judge", "words", "nonsense"], "there is no judge 'nonsense'; there are words"),
+        (["--judge", "words", "--judge", "words"], "the judge words is named 2 times"),
+        (["--judge", "rubric"], "name one with --judge-model"),
+        (["--sets", "benign", "--judge", "llama-guard"], "label replies to harmful requests alone"),
+        (["--judge-model", "m"], "m is the model of none of these judges: none has one"),
+        (
+            ["--judge", "harmbench", "llama-guard", "--judge-model", "m"],
+            "of harmbench, llama-guard, say whose, as JUDGE=MODEL",
+        ),
+        (["--judge", "harmbench", "--judge-model", "rubric=m"], "none of these judges"),
+        (["--judge", "harmbench", "--judge-model", "m", "n"], "one model; name it once"),
+        (["--judge", "harmbench", "--judge-model", "harmbench="], "one model; name it once"),
+        (["--judge", "harmbench", "--judge-server", "http://127.0.0.1:1/v1"], "only be asked with"),
+        (["--judge-server", "http://127.0.0.1:1/v1"], "a server can only be asked with rubric"),
+        (
+            ["--judge", "rubric", "--judge-model", "m", "--judge-server", "nonsense"],
+            "base_url must look like",
+        ),
         (["--adapter", "mine", "--server", "http://127.0.0.1:1/v1"], "behind a server"),
     ],
 )
@@ -129,7 +148,7 @@ def test_a_bad_command_says_so_in_one_sentence(arguments, says, capsys, monkeypa
 @pytest.mark.parametrize(
     ("command", "listed"),
     [
-        ("evaluate", [*KINDS, "multi-turn", *BENCHMARKS, *ATTACKS, *DEFENSES]),
+        ("evaluate", [*KINDS, "multi-turn", *BENCHMARKS, *ATTACKS, *DEFENSES, *experiments.JUDGES]),
         ("train", recipe_names()),
         ("serve", DEFENSES),
         ("fetch", SPECS),
@@ -245,6 +264,102 @@ def test_replies_are_judged_by_those_asked_to(tmp_path, monkeypatch):
     )
     rows = [row for row in read_result(path)["rows"] if row["metric"] == "asr"]
     assert {row["judge"] for row in rows} == {"xstest", "intention-analysis"}
+
+
+# The tokenizer of the tests with a template that shows whole dialogues, as Llama Guard's does.
+GUARD = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+
+
+@pytest.fixture
+def judge_models(tokenizer, monkeypatch):
+    """Models of judges are tiny, and say ``answers`` by name; gives what was loaded."""
+    answers = {"guard": "\n\nunsafe", "chat": "evaded"}
+    models = []
+
+    def load(name, precision, *, chat=True):
+        own = copy.deepcopy(tokenizer)
+        own.chat_template = {"guard": GUARD}.get(name, own.chat_template if chat else None)
+        models.append(name)
+        sizes = {"hidden_size": 576} if name == experiments.DEFAULT else {}
+        return saying(tiny_model(own, **sizes), own, answers.get(name, "Yes")), own
+
+    monkeypatch.setattr(experiments, "load_model", load)
+    return models
+
+
+def test_judges_have_names(judge_models):
+    words = ["xstest", "x-boundary", "intention-analysis", "gibberish"]
+
+    def named(names, *models):
+        del judge_models[:]
+        return [judge.name for judge in experiments.judges_named(names, models)]
+
+    assert [judge.name for judge in experiments.judges()] == [*words, "service"]
+    assert judge_models == [experiments.DEFAULT]
+    assert named(["service", "words"]) == ["service", *words]
+    assert judge_models == [experiments.DEFAULT]
+    assert named(["service"]) == ["service"]
+    assert named(["harmbench"]) == ["harmbench-llama"]
+    assert judge_models == ["cais/HarmBench-Llama-2-13b-cls"]
+    models = ["org/chat", "harmbench=mine=2"]
+    assert named(["llama-guard"], "guard") == ["llama-guard"]
+    assert named(["rubric"], models[0]) == ["chat"]
+    assert named(["harmbench"], "a=b") == ["harmbench-llama"] and judge_models == ["a=b"]
+    chosen = ["llama-guard=guard", "rubric=org/chat", "harmbench=mine=2"]
+    found = named(["rubric", "words", "harmbench", "llama-guard"], *chosen)
+    assert found == ["chat", *words, "harmbench-llama", "llama-guard"]
+    assert judge_models == ["org/chat", experiments.DEFAULT, "mine=2", "guard"]
+
+
+def test_a_judge_of_another_model_is_another_judge(judge_models):
+    sources = {
+        experiments.judges_named([name], [model])[0].source
+        for name in ("harmbench", "llama-guard", "rubric")
+        for model in ("guard", "org/guard-2")
+        if (name, model) != ("llama-guard", "org/guard-2")
+    }
+    assert len(sources) == 5
+
+
+def test_a_rubric_is_asked_of_a_server(judge_models):
+    url = "http://127.0.0.1:1/v1"
+    (judge,) = experiments.judges_named(["rubric"], ["org/chat"], url)
+    assert (judge.backend.base_url, judge.backend.model, judge.name) == (url, "org/chat", "chat")
+    assert judge.source.endswith(f"; org/chat at {url}") and judge_models == []
+
+
+def test_a_command_chooses_its_judges(tmp_path, monkeypatch, capsys, judge_models):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    polite = Subject("polite", "polite", Polite())
+    monkeypatch.setattr(experiments, "local_subject", lambda *_: polite)
+    command = ["evaluate", "--sets", "harmful", "benign", "--limit", "2", "--attacks"]
+    judges = ["--judge", "harmbench", "llama-guard", "--judge", "rubric"]
+    chosen = ["llama-guard=guard", "rubric=chat"]
+    assert __main__.main([*command, *judges, "--judge-model", *chosen]) == 0
+    assert "harmbench" in capsys.readouterr().out
+    assert judge_models == ["cais/HarmBench-Llama-2-13b-cls", "guard", "chat"]
+    path = next((tmp_path / "my_results").rglob("none.json"))
+    result = read_result(path)
+    for judge, complied in (("harmbench-llama", 2), ("llama-guard", 2), ("chat", 0)):
+        assert find(result, "asr", judge=judge).k == complied
+    asked = {row["judge"] for row in result["rows"] if row["set"] == "benign"}
+    assert asked == {"chat", None}
+    # Another model is not taken for the one that began the log.
+    chosen[1] = "rubric=org/chat"
+    assert __main__.main([*command, *judges, "--judge-model", *chosen]) == 1
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_a_classifier_may_have_no_chat_template(tokenizer, tmp_path):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = None
+    tiny_model(own).save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    (judge,) = experiments.judges_named(["harmbench"], [str(tmp_path)])
+    assert judge.tokenizer.chat_template is None
+    with pytest.raises(ModelError, match="has no chat template"):
+        experiments.judges_named(["rubric"], [str(tmp_path)])
 
 
 def test_the_log_beside_a_result_is_of_the_same_items(tmp_path, monkeypatch):

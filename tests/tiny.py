@@ -28,6 +28,28 @@ def tiny_model(tokenizer, kind="llama", hidden_size=32, num_hidden_layers=2, **s
     return AutoModelForCausalLM.from_config(config).eval()
 
 
+def saying(model, tokenizer, *answers):
+    """``model`` says ``answers`` in turn, one to each row of a batch; ``model.seen`` has what was
+    asked."""
+    said = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
+    model.seen, step = [], 0
+
+    def steer(_module, _args, options, output):
+        nonlocal step
+        new = options["input_ids"]
+        if new.shape[1] > 1:
+            step = 0
+            masks = options.get("attention_mask", torch.ones_like(new)).bool()
+            model.seen += [row[mask].tolist() for row, mask in zip(new, masks, strict=True)]
+        for row in range(len(new)):
+            ids = said[row % len(said)]
+            output.logits[row, -1, ids[step] if step < len(ids) else tokenizer.eos_token_id] = 1e4
+        step += 1
+
+    model.register_forward_hook(steer, with_kwargs=True)
+    return model
+
+
 def tiny_sets(harmful=7, boundary=5, benign=6, dialogues=4):
     """Dialogues of all lengths, so many of each kind; ``dialogues`` harmful and as many benign ones
     of 2 or 3 turns."""

@@ -72,9 +72,17 @@ def _asked() -> dict[str, Iterable[str]]:
     from xb_lite.attacks import ATTACKS
     from xb_lite.benchmarks import BENCHMARKS
     from xb_lite.corpora import KINDS
+    from xb_lite.experiments import JUDGE_MODELS, JUDGES
 
     own = (*KINDS, "multi-turn")
-    return {"the book's own sets": own, "benchmarks": BENCHMARKS, "attacks": ATTACKS, **_defenses()}
+    judges = (f"{j} ({JUDGE_MODELS[j]})" if JUDGE_MODELS.get(j) else j for j in JUDGES)
+    return {
+        "the book's own sets": own,
+        "benchmarks": BENCHMARKS,
+        "attacks": ATTACKS,
+        "judges": judges,
+        **_defenses(),
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,6 +154,28 @@ def _parser() -> argparse.ArgumentParser:
         **{**several, "nargs": "*"},
         metavar="ATTACK",
         help="on plain harmful requests (default: all; without a name: none)",
+    )
+    evaluate.add_argument(
+        "--judge",
+        **several,
+        metavar="NAME",
+        dest="judges",
+        help="words, service (default: these two), harmbench, llama-guard, rubric; harmbench and "
+        "llama-guard label replies to harmful requests alone",
+    )
+    evaluate.add_argument(
+        "--judge-model",
+        **several,
+        default=[],
+        metavar="MODEL",
+        dest="judge_models",
+        help="of harmbench, llama-guard or rubric, as a hub id or a folder; JUDGE=MODEL with "
+        "several of them",
+    )
+    evaluate.add_argument(
+        "--judge-server",
+        metavar="URL",
+        help="an OpenAI-compatible one for rubric alone (…/v1); it gets OPENAI_API_KEY",
     )
     evaluate.add_argument("--limit", type=int, help="so many items of each set")
     evaluate.add_argument(
@@ -222,6 +252,15 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(f"{len(items)} items" + ("" if args.server else f", {precision}"))
     if args.defense:
         defense_named(args.defense)  # before a model is loaded
+    judged_by = args.judges or experiments.OWN_JUDGES, args.judge_models, args.judge_server
+    experiments.judge_models(*judged_by)  # likewise
+    if {"harmbench", "llama-guard"}.issuperset(judged_by[0]) and not any(
+        item.kind == "harmful" for item in items
+    ):
+        raise ValueError(
+            f"{' and '.join(judged_by[0])} label replies to harmful requests alone, and none is "
+            "asked: name another judge or set."
+        )
     _check_server(args, args.model)
     if args.server:
         subject = experiments.remote_subject(args.server, args.model)
@@ -239,6 +278,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         split=args.split,
         tasks=args.tasks,
         task_limit=args.limit,
+        judged_by=experiments.judges_named(*judged_by) if args.judges else None,
         resume=args.resume,
     )
     print_result(path)

@@ -42,7 +42,7 @@ ALIGNED = f"{DEFAULT}-aligned"
 
 
 def load_model(
-    name: str | os.PathLike = DEFAULT, precision: Precision | None = None
+    name: str | os.PathLike = DEFAULT, precision: Precision | None = None, *, chat: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A chat model, in evaluation mode, and its tokenizer.
 
@@ -52,6 +52,7 @@ def load_model(
             are read from safetensors only, and code that comes with a model is never run.
         precision: device and dtype of the weights, ``precision_of(name)`` by default. Run the
             model inside ``precision.autocast()``.
+        chat: False takes one without chat template too, as a classifier with a prompt of its own.
 
     Raises:
         ModelError: the model is unknown, gated, out of reach, without safetensors or chat template,
@@ -68,7 +69,7 @@ def load_model(
         offline = os.path.isdir(source) or not _hub_answers(source)
         common = {"trust_remote_code": False, "local_files_only": offline}
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-    if tokenizer.chat_template is None:
+    if chat and tokenizer.chat_template is None:
         raise ModelError(
             f"{name} has no chat template, so it is not a chat model: take its instruction-tuned "
             f"version (their names often end in -Instruct), or {DEFAULT!r}."
