@@ -264,7 +264,7 @@ def test_generated_tables_come_from_the_records(tmp_path):
 
 
 def test_every_prompt_is_counted():
-    items = sum(len(load_corpus(kind)) for kind in KINDS)
+    items = sum(len(load_corpus(kind, edition=2)) for kind in KINDS)
     text = pages.corpora(ROOT, [])
     assert text.startswith(f"{items} prompts: ")
     by_split = text.partition("### By split")[2].partition("###")[0]
@@ -274,8 +274,8 @@ def test_every_prompt_is_counted():
 def test_everything_but_prompts_is_counted():
     text = pages.carriers(ROOT, [])
     for title, items in (
-        ("Multi-turn scripts", load_scripts()),
-        ("Wrappers", load_wrappers()),
+        ("Multi-turn scripts", load_scripts(edition=2)),
+        ("Wrappers", load_wrappers(edition=2)),
         ("Questions", load_quiz()),
         ("Passages", load_passages()),
         ("Labelled responses", load_labelled()),

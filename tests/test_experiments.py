@@ -325,7 +325,9 @@ def test_a_rubric_is_asked_of_a_server(judge_models):
     url = "http://127.0.0.1:1/v1"
     (judge,) = experiments.judges_named(["rubric"], ["org/chat"], url)
     assert (judge.backend.base_url, judge.backend.model, judge.name) == (url, "org/chat", "chat")
-    assert judge.source.endswith(f"; org/chat at {url}") and judge_models == []
+    assert re.search("; org/chat at a server [0-9a-f]{8}$", judge.source) and judge_models == []
+    (other,) = experiments.judges_named(["rubric"], ["org/chat"], "http://127.0.0.1:2/v1")
+    assert other.source != judge.source and "127.0.0.1" not in judge.source
 
 
 def test_a_command_chooses_its_judges(tmp_path, monkeypatch, capsys, judge_models):
