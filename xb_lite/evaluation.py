@@ -122,10 +122,7 @@ def read_log(path: str | Path) -> list[Outcome]:
     Raises:
         LogError: the log is damaged, or is no log of an evaluation.
     """
-    rows = read_rows(Path(path))[1:]
-    if wrong := next((r for r in rows if not _is_outcome(r, len(r.get("finished", ())))), None):
-        raise LogError(f"{path} is no log of an evaluation: see the line of {wrong['id']!r}.")
-    return [_outcome(row) for row in rows]
+    return [_outcome(row) for row in _outcome_rows(path)]
 
 
 def seconds_spent(path: str | Path) -> float:
@@ -135,8 +132,14 @@ def seconds_spent(path: str | Path) -> float:
     Raises:
         LogError: see ``read_log``.
     """
-    read_log(path)
-    return sum(row["seconds"] + row.get("judging", 0.0) for row in read_rows(Path(path))[1:])
+    return sum(row["seconds"] + row.get("judging", 0.0) for row in _outcome_rows(path))
+
+
+def _outcome_rows(path: str | Path) -> list[dict]:
+    rows = read_rows(Path(path))[1:]
+    if wrong := next((r for r in rows if not _is_outcome(r, len(r.get("finished", ())))), None):
+        raise LogError(f"{path} is no log of an evaluation: see the line of {wrong['id']!r}.")
+    return rows
 
 
 def reply_store(run: dict[str, object]) -> Path:
