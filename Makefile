@@ -17,6 +17,7 @@ help:
 	@echo "make smoke       run every notebook with small sizes, write nothing into the tree"
 	@echo "make notebooks   run every notebook in place; commit the outputs afterwards"
 	@echo "make check       check the committed notebooks and the rendered book (needs Chromium)"
+	@echo "make reproduce   make the results that are missing; ARGS=\"--status\" says which are there"
 	@echo "make address     give another public address: URL=https://github.com/NAME/REPO"
 	@echo "make clean       remove _build (everything that was rendered or run there)"
 
@@ -49,6 +50,9 @@ check: $(ENV)
 	@$(RUN) book/tools/check_notebooks.py
 	@$(RUN) book/tools/check_book.py
 
+reproduce: $(ENV)
+	@$(RUN) -m xb_lite reproduce $(ARGS)
+
 address: $(ENV)
 	@$(RUN) book/tools/address.py "$(URL)"
 
@@ -60,4 +64,4 @@ serve: $(ENV)
 clean:
 	rm -rf _build
 
-.PHONY: help book html test notebooks smoke check address serve clean
+.PHONY: help book html test notebooks smoke check reproduce address serve clean

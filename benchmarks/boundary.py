@@ -17,10 +17,10 @@ from collections.abc import Callable
 import numpy as np
 from hidden_states import measured
 
-from xb_lite.boundary import probe
-from xb_lite.displacement import displacement
-from xb_lite.separation import separation
-from xb_lite.subspaces import principal_angles
+from xb_lite.boundary.angles import principal_angles
+from xb_lite.boundary.displacements import displacement
+from xb_lite.boundary.probes import probe
+from xb_lite.boundary.separability import separation
 
 
 def twins(items: int, dim: int) -> tuple[np.ndarray, list[str], list[int]]:

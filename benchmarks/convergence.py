@@ -27,34 +27,28 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from xb_lite.attacks import attacked, load_items
-from xb_lite.bounds import coverings, diameter
+from xb_lite.convergence.bounds import coverings, diameter
+from xb_lite.convergence.transport import PairedDifference, matching_costs, paired_difference
+from xb_lite.data.items import attacked, load_items
 from xb_lite.dialogues import as_turns
-from xb_lite.evaluation import ask
-from xb_lite.experiments import Subject, local_subject
-from xb_lite.generation import Decoding
 from xb_lite.hidden import hidden_states, lowest_layers
-from xb_lite.judges import X_BOUNDARY
-from xb_lite.losses import Terms, centroid, coefficients
-from xb_lite.models import precision_of
-from xb_lite.padding_free import by_row
-from xb_lite.pairs import Pair, collate, draw_pairs
-from xb_lite.precision import Precision
-from xb_lite.rates import Mean, mean_of_runs, rate
+from xb_lite.judges.strings import X_BOUNDARY
+from xb_lite.losses.batch import Pair, collate
+from xb_lite.losses.step import Reference, ReferenceStates, forward, masks, step_terms, token_counts
+from xb_lite.losses.terms import Terms, centroid, coefficients
+from xb_lite.models.loading import precision_of
+from xb_lite.models.packing import by_row
+from xb_lite.models.precision import Precision
 from xb_lite.recipes import Recipe, as_fields, load_recipe
-from xb_lite.results import mean_row, provenance, rate_row, write_result
-from xb_lite.runs import adapted, no_casts_twice
+from xb_lite.replies.cache import ask
+from xb_lite.replies.subjects import Subject, local_subject
+from xb_lite.replies.types import Decoding
+from xb_lite.results.contract import mean_row, provenance, rate_row, write_result
+from xb_lite.results.stats import Mean, mean_of_runs, rate
 from xb_lite.session import tier
-from xb_lite.steps import (
-    Reference,
-    ReferenceStates,
-    forward,
-    masks,
-    step_terms,
-    token_counts,
-)
-from xb_lite.training_sets import Sets, reference_sets
-from xb_lite.transport import PairedDifference, matching_costs, paired_difference
+from xb_lite.training.draw import draw_pairs
+from xb_lite.training.lora import adapted, no_casts_twice
+from xb_lite.training.sets import Sets, reference_sets
 
 TRAINED = 36  # prompts of each kind of the train split; the others and the test split are held out
 HELD_OUT = 48  # items of each kind whose states are looked at

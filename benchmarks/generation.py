@@ -24,9 +24,10 @@ from statistics import mean
 import torch
 
 from xb_lite.corpora import load_scripts
-from xb_lite.generation import Decoding, LocalBackend, Reply
-from xb_lite.models import load_model
-from xb_lite.precision import choose_precision
+from xb_lite.models.loading import load_model
+from xb_lite.models.precision import choose_precision
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.types import Decoding, Reply
 
 TURNS = 5
 

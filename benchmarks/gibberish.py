@@ -24,12 +24,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xb_lite.corpora import load_corpus
 from xb_lite.dialogues import as_dialogue
-from xb_lite.generation import Decoding, LocalBackend
-from xb_lite.gibberish import Gibberish, shuffled_words, text_losses
 from xb_lite.hidden import decoder_layers
-from xb_lite.models import load_model
-from xb_lite.precision import Precision, choose_precision
-from xb_lite.rates import rate
+from xb_lite.judges.gibberish import Gibberish, shuffled_words, text_losses
+from xb_lite.models.loading import load_model
+from xb_lite.models.precision import Precision, choose_precision
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.types import Decoding
+from xb_lite.results.stats import rate
 
 LAYERS = range(9, 20)
 NOISE = (0.2, 0.3, 0.4, 0.7)  # standard deviations of each weight matrix

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from xb_lite.corpora import KINDS, load_corpus
 from xb_lite.dialogues import Dialogue, as_dialogue, encode
 from xb_lite.hidden import hidden_states
-from xb_lite.models import load_model
-from xb_lite.precision import choose_precision
+from xb_lite.models.loading import load_model
+from xb_lite.models.precision import choose_precision
 
 LAYERS = [9, 19]
 

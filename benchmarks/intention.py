@@ -24,16 +24,18 @@ import torch
 from transformers import PreTrainedModel
 
 from xb_lite.corpora import KINDS, load_corpus
+from xb_lite.data.items import spread
 from xb_lite.dialogues import as_dialogue
-from xb_lite.evaluation import digest
-from xb_lite.experiments import spread
-from xb_lite.generation import Decoding, LocalBackend
-from xb_lite.intention import second_stage, two_stage
-from xb_lite.model_files import DEFAULT
-from xb_lite.models import load_model, model_digest
-from xb_lite.precision import choose_precision
-from xb_lite.rates import mean_of_runs, rate
-from xb_lite.results import mean_row, provenance, rate_row, write_result
+from xb_lite.files import digest
+from xb_lite.intention.defenses import two_stage
+from xb_lite.intention.prompts import second_stage
+from xb_lite.models.cached import DEFAULT
+from xb_lite.models.loading import load_model, model_digest
+from xb_lite.models.precision import choose_precision
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.types import Decoding
+from xb_lite.results.contract import mean_row, provenance, rate_row, write_result
+from xb_lite.results.stats import mean_of_runs, rate
 
 
 def timed(model: PreTrainedModel) -> list[float]:

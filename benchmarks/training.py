@@ -42,19 +42,20 @@ from torch import nn
 from xb_lite import losses
 from xb_lite.corpora import load_passages
 from xb_lite.dialogues import Dialogue, as_dialogue
-from xb_lite.experiments import local_subject, reference_sets
-from xb_lite.generation import Decoding
 from xb_lite.hidden import decoder_layers, lowest_layers
-from xb_lite.models import ALIGNED
-from xb_lite.padding_free import by_row
-from xb_lite.pairs import Pair, collate, draw_pairs
-from xb_lite.precision import Precision, choose_precision
-from xb_lite.rates import mean_of_runs
+from xb_lite.losses.batch import Pair, collate
+from xb_lite.losses.step import Reference, forward, step_terms, token_counts
+from xb_lite.models.loading import ALIGNED
+from xb_lite.models.packing import by_row
+from xb_lite.models.precision import Precision, choose_precision
 from xb_lite.recipes import Recipe, load_recipe
-from xb_lite.results import mean_row, provenance, write_result
-from xb_lite.runs import adapted, no_casts_twice
-from xb_lite.steps import Reference, forward, step_terms, token_counts
-from xb_lite.training_sets import Sets
+from xb_lite.replies.subjects import local_subject
+from xb_lite.replies.types import Decoding
+from xb_lite.results.contract import mean_row, provenance, write_result
+from xb_lite.results.stats import mean_of_runs
+from xb_lite.training.draw import draw_pairs
+from xb_lite.training.lora import adapted, no_casts_twice
+from xb_lite.training.sets import Sets, reference_sets
 
 STEP = 90  # of 300: both sides of the loss count
 

@@ -20,7 +20,7 @@ import numpy as np
 from ot import emd2
 from scipy.spatial.distance import cdist
 
-from xb_lite.transport import k_variance, sliced_estimate, wasserstein1
+from xb_lite.convergence.transport import k_variance, sliced_estimate, wasserstein1
 
 SIZE = 512
 

@@ -14,7 +14,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 # A shell lets what it runs in the background ignore Ctrl-C; here it is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-install_import_hook(["xb_lite.hidden", "xb_lite.losses"], "beartype.beartype")
+install_import_hook(["xb_lite.hidden", "xb_lite.losses.terms"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +22,8 @@ def default_model():
     """The default model in fp32, and its tokenizer; fetched once into the cache."""
     import torch
 
-    from xb_lite.models import load_model
-    from xb_lite.precision import Precision
+    from xb_lite.models.loading import load_model
+    from xb_lite.models.precision import Precision
 
     return load_model(precision=Precision("cpu", torch.float32, None, "tests"))
 

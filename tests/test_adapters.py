@@ -14,13 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_recipe, tiny_sets
 
-from xb_lite import training
 from xb_lite.__main__ import main
-from xb_lite.adapters import AdapterError, merged, read_run, scale_adapter
-from xb_lite.precision import Precision
+from xb_lite.models.adapters import AdapterError, merged, read_run, scale_adapter
+from xb_lite.models.precision import Precision
 from xb_lite.recipes import LINEAR, as_fields
-from xb_lite.runs import adapted
-from xb_lite.training import train
+from xb_lite.training import run as training
+from xb_lite.training.lora import adapted
+from xb_lite.training.run import train
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
 # Large, so that rounding is small beside it.

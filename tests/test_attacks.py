@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xb_lite.attacks import ATTACKS, PREFILL, WRAPPERS_EACH, Item, attacked, load_items
-from xb_lite.benchmark_rows import BenchmarkError
 from xb_lite.corpora import KINDS, SPLITS, Wrapper, load_corpus, load_scripts, load_wrappers
-from xb_lite.experiments import plan
+from xb_lite.data.items import ATTACKS, PREFILL, WRAPPERS_EACH, Item, attacked, load_items, plan
+from xb_lite.data.rows import BenchmarkError
 
 
 def user(text):

@@ -12,24 +12,18 @@ from safetensors.torch import load_file
 from tiny import tiny_model, tiny_sets
 from torch import nn
 
-from xb_lite.adapters import WEIGHTS, merged
-from xb_lite.baselines import (
-    REPLY,
-    SORRY,
-    dpo,
-    draw,
-    refusal_direction,
-    sft,
-    steered,
-)
+from xb_lite.boundary.steering import refusal_direction, steered
+from xb_lite.corpora import SHORT_REFUSAL
 from xb_lite.dialogues import as_dialogue, encode
 from xb_lite.hidden import watch_layers
-from xb_lite.likelihood import response_log_probs, token_losses
-from xb_lite.pairs import collate
-from xb_lite.precision import Precision
+from xb_lite.losses.batch import collate
+from xb_lite.models.adapters import WEIGHTS, merged
+from xb_lite.models.likelihood import response_log_probs, token_losses
+from xb_lite.models.precision import Precision
 from xb_lite.recipes import RecipeError, load_recipe
-from xb_lite.runs import TrainingError, adapted
-from xb_lite.training import train
+from xb_lite.training.baselines import REPLY, dpo, draw, sft
+from xb_lite.training.lora import TrainingError, adapted
+from xb_lite.training.run import train
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
 METHODS = ("sft", "dpo", "gradient-ascent", "refusal-tuning")
@@ -214,7 +208,7 @@ def test_a_harmful_item_comes_with_one_to_keep_in_the_shares_asked_for(tokenizer
         assert sum(pair.keep.dialogue in dialogues for pair in pairs) == wanted
     # Where no harmful request was complied with there still are requests to refuse.
     pairs = draw(small("sft"), replace(SETS, harmful=[]), tokenizer, 0)
-    assert {pair.change.dialogue[-1]["content"] for pair in pairs} == {SORRY}
+    assert {pair.change.dialogue[-1]["content"] for pair in pairs} == {SHORT_REFUSAL}
     asked = [pair.change.dialogue[:-1] for pair in pairs]
     assert all(dialogue[:-1] in asked for dialogue in SETS.refused)
 
@@ -227,7 +221,7 @@ def test_methods_that_learn_refusals_see_no_harmful_response(tokenizer, method):
     for pair in pairs:
         assert not harmful & {m["content"] for m in (*pair.change.dialogue, *pair.keep.dialogue)}
         row = pair.change.encoding
-        assert tokenizer.decode(row.input_ids[row.response]) == f"{SORRY}<|im_end|>"
+        assert tokenizer.decode(row.input_ids[row.response]) == f"{SHORT_REFUSAL}<|im_end|>"
     several = [pair.change.dialogue for pair in pairs if len(pair.change.dialogue) > 2]
     whole = [[*d[:-1], *REPLY] for d in SETS.harmful_dialogues]
     assert len(several) > 5 and all(dialogue in whole for dialogue in several)

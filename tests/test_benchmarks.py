@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from xb_lite import benchmarks
-from xb_lite.benchmark_rows import BenchmarkError
-from xb_lite.benchmarks import BENCHMARKS, load_dialogues
+from xb_lite.data import public as benchmarks
+from xb_lite.data.public import BENCHMARKS, load_dialogues
+from xb_lite.data.rows import BenchmarkError
 
 # A folder with the official X-Boundary code's test files; they are not ours to ship.
 OFFICIAL = Path(os.environ.get("XB_LITE_OFFICIAL_DATA", "/nowhere"))

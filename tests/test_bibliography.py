@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 ENTRIES = (ROOT / "book" / "refs.bib").read_text(encoding="utf-8")
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))]
-CODE = sorted((ROOT / "xb_lite").glob("*.py"))
+CODE = sorted((ROOT / "xb_lite").rglob("*.py"))
 ARXIV = re.compile(r"arxiv(?:\.org/(?:abs|pdf)/|[ :])(\d{4}\.\d{4,5})", re.I)
 DOI = re.compile(r"doi\.org/(10\.\d{4,}/[^\s)\]\"'>]+)")
 

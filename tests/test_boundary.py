@@ -7,12 +7,12 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, silhouette_score
 
-from xb_lite.boundary import _auc, _distances_to_planes, probe
-from xb_lite.controls import bootstrap, check_items, columns, deal, recentred, shuffle
-from xb_lite.displacement import difference_in_means, displacement, times_as_far
-from xb_lite.matching import matched, word_counts, word_matched
-from xb_lite.separation import published_scores, separation
-from xb_lite.subspaces import principal_angles
+from xb_lite.boundary.angles import principal_angles
+from xb_lite.boundary.displacements import difference_in_means, displacement, times_as_far
+from xb_lite.boundary.matching import matched, word_counts, word_matched
+from xb_lite.boundary.probes import _auc, _distances_to_planes, probe
+from xb_lite.boundary.resampling import bootstrap, check_items, columns, deal, recentred, shuffle
+from xb_lite.boundary.separability import published_scores, separation
 
 FEW = {"repeats": 40, "draws": 200}
 pytestmark = pytest.mark.usefixtures("one_thread")

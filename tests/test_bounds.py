@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from scipy.stats import binom, multinomial
 
-from xb_lite.bounds import (
+from xb_lite.convergence.bounds import (
     cluster_bound,
     coverings,
     diameter,
     normalised_margin,
     weed_bach_bound,
 )
-from xb_lite.transport import wasserstein1
+from xb_lite.convergence.transport import wasserstein1
 
 # Coverings
 

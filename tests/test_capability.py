@@ -6,13 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from xb_lite import capability, experiments
-from xb_lite.capability import passage_losses, quiz
 from xb_lite.corpora import Passage, Question, load_passages, load_quiz
 from xb_lite.dialogues import as_dialogue
-from xb_lite.gibberish import shuffled_words
-from xb_lite.intention import self_reminder
-from xb_lite.likelihood import response_log_probs
+from xb_lite.evaluation import capability
+from xb_lite.evaluation.capability import capability_rows, passage_losses, quiz
+from xb_lite.evaluation.runs import evaluate_subject
+from xb_lite.intention.defenses import prompted
+from xb_lite.intention.prompts import self_reminder
+from xb_lite.judges.gibberish import shuffled_words
+from xb_lite.models.likelihood import response_log_probs
+from xb_lite.replies.subjects import Subject
 
 
 def question(*options, answer=0):
@@ -139,31 +142,35 @@ def test_a_loss_is_the_mean_over_tokens(liking):
 
 def test_behind_a_prompt_capability_is_read_after_it(monkeypatch):
     seen = []
-    monkeypatch.setattr(experiments, "quiz", lambda *given: seen.append(given[-1]) or [True])
-    monkeypatch.setattr(experiments, "passage_losses", lambda *given: seen.append(given[-1]) or [])
-    bare = experiments.Subject("x", "x", None, model=object())
+    monkeypatch.setattr(
+        "xb_lite.evaluation.capability.quiz", lambda *given: seen.append(given[-1]) or [True]
+    )
+    monkeypatch.setattr(
+        "xb_lite.evaluation.capability.passage_losses", lambda *given: seen.append(given[-1]) or []
+    )
+    bare = Subject("x", "x", None, model=object())
     for subject, asked in (
         (bare, as_dialogue),
-        (experiments.prompted(bare, "self-reminder"), lambda q: self_reminder(as_dialogue(q))),
+        (prompted(bare, "self-reminder"), lambda q: self_reminder(as_dialogue(q))),
     ):
-        rows = experiments.capability_rows(subject, "validation")
+        rows = capability_rows(subject, "validation")
         assert [row["metric"] for row in rows] == ["accuracy"]  # no passage, no perplexity
         of_quiz, of_passages = seen[-2:]
         assert of_quiz == [asked(q.question) for q in load_quiz("validation")]
         assert of_passages == [asked(p.request) for p in load_passages("validation")]
-    assert experiments.capability_rows(replace(bare, model=None), "validation") == []
+    assert capability_rows(replace(bare, model=None), "validation") == []
 
 
 @pytest.mark.parametrize(("losses", "n"), [([1.0, math.nan, 1.0, math.inf], 2), ([math.nan], 0)])
 def test_what_is_not_finite_is_left_out_of_perplexity(monkeypatch, losses, n):
-    monkeypatch.setattr(experiments, "quiz", lambda *_: [True])
-    monkeypatch.setattr(experiments, "passage_losses", lambda *_: losses)
-    bare = experiments.Subject("x", "x", None, model=object())
-    _, *found = experiments.capability_rows(bare, "validation")
+    monkeypatch.setattr("xb_lite.evaluation.capability.quiz", lambda *_: [True])
+    monkeypatch.setattr("xb_lite.evaluation.capability.passage_losses", lambda *_: losses)
+    bare = Subject("x", "x", None, model=object())
+    _, *found = capability_rows(bare, "validation")
     assert [(row["n"], row["mean"]) for row in found] == ([(n, math.e)] if n else [])
 
 
 def test_harness_tasks_see_no_prompt(tmp_path):
-    guarded = experiments.prompted(experiments.Subject("x", "x", None, model=object()), "ia")
+    guarded = prompted(Subject("x", "x", None, model=object()), "ia")
     with pytest.raises(ValueError, match="behind a server or a prompt"):
-        experiments.evaluate_subject(guarded, [], None, None, tmp_path, tasks=["hellaswag"])
+        evaluate_subject(guarded, [], None, None, tmp_path, tasks=["hellaswag"])

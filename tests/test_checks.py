@@ -4,11 +4,11 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_recipe, tiny_sets
 
-from xb_lite.checks import ROUNDING, check_fit
-from xb_lite.padding_free import relative_error
-from xb_lite.precision import Precision
+from xb_lite.models.packing import relative_error
+from xb_lite.models.precision import Precision
 from xb_lite.recipes import RecipeError
-from xb_lite.training import train
+from xb_lite.training.checks import ROUNDING, check_fit
+from xb_lite.training.run import train
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
 

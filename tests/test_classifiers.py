@@ -8,18 +8,18 @@ import pytest
 from tiny import saying, tiny_model
 from tokenizers.processors import TemplateProcessing
 
-from xb_lite.classifiers import (
+from xb_lite.judges.classifiers import (
     HARMBENCH_PROMPTS,
     RESPONSE_TOKENS,
     ChatJudge,
-    VerdictError,
     harmbench,
     llama_guard,
     read_label,
     rubric,
 )
-from xb_lite.generation import LocalBackend, Reply
-from xb_lite.judges import LABELS, XSTEST, agreement
+from xb_lite.judges.strings import LABELS, XSTEST, VerdictError, agreement
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.types import Reply
 
 REQUESTS = ["Name a river.", "Why is the sky blue? " * 9, "Sum {up} the plot."]
 RESPONSES = ["The Rhine.", "", "It rains {all} day. " * 5]

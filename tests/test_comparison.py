@@ -2,9 +2,9 @@
 
 import pytest
 
-from xb_lite.comparison import gap, gap_by_group, item_rates
-from xb_lite.evaluation import Outcome
-from xb_lite.rates import Mean, mean_gain, mean_of_runs
+from xb_lite.evaluation.comparison import gap, gap_by_group, item_rates
+from xb_lite.evaluation.outcomes import Outcome
+from xb_lite.results.stats import Mean, mean_gain, mean_of_runs
 
 
 def outcome(name, *labels, set_="xstest", attack="direct", readable=True):

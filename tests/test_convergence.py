@@ -9,11 +9,12 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_recipe, tiny_sets
 
-from xb_lite.experiments import Subject
-from xb_lite.generation import LocalBackend
-from xb_lite.precision import Precision
-from xb_lite.rates import mean_of_runs  # noqa: E402
-from xb_lite.results import find, read_result
+from xb_lite.models.precision import Precision
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.subjects import Subject
+from xb_lite.results.contract import read_result
+from xb_lite.results.frames import find
+from xb_lite.results.stats import mean_of_runs
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import convergence

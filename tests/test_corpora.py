@@ -22,7 +22,7 @@ from xb_lite.corpora import (
     load_scripts,
     load_wrappers,
 )
-from xb_lite.judges import INTENTION_ANALYSIS, REFUSAL_JUDGES
+from xb_lite.judges.strings import INTENTION_ANALYSIS, REFUSAL_JUDGES
 
 STOP = set(re.findall(r"\w+", "a an the to of in on for and or my me i is are it with from how do"))
 

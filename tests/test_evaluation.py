@@ -22,14 +22,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xb_lite import evaluation
-from xb_lite.attacks import PREFILL, Item
+from xb_lite.data.items import PREFILL, Item
 from xb_lite.dialogues import as_turns
-from xb_lite.evaluation import Outcome, ask, digest, evaluate, reply_store
-from xb_lite.generation import Decoding, LocalBackend, Reply
-from xb_lite.judges import XSTEST, VerdictError
-from xb_lite.log import LogError
-from xb_lite.results import summarise
+from xb_lite.evaluation import outcomes as evaluation
+from xb_lite.evaluation.outcomes import Outcome, evaluate
+from xb_lite.evaluation.summary import summarise
+from xb_lite.files import digest
+from xb_lite.judges.strings import XSTEST, VerdictError
+from xb_lite.replies.cache import ask, reply_store
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.types import Decoding, Reply
+from xb_lite.results.logs import LogError
 
 DECODING = Decoding(max_new_tokens=8)
 SUBJECT = {"model": "fake", "defense": "none"}
@@ -398,7 +401,7 @@ def test_who_asks_the_same_waits_for_the_replies_of_the_other(folder, monkeypatc
         lines.append(line)
         go_on.set()
 
-    monkeypatch.setattr("xb_lite.log.print", say, raising=False)
+    monkeypatch.setattr("xb_lite.results.logs.print", say, raising=False)
     first, second, found = Slow(), Fake(), []
     other = threading.Thread(
         target=lambda: found.extend(ask(first, ITEMS, DECODING, subject=SUBJECT))

@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,31 +14,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import saying, tiny_model, tiny_sets
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
-import displacement as moves  # noqa: E402
-import frontier  # noqa: E402
-
-from xb_lite import __main__, experiments, own_files, results, tables  # noqa: E402
-from xb_lite.adapters import AdapterError, read_run  # noqa: E402
-from xb_lite.attacks import ATTACKS, PREFILL, attacked  # noqa: E402
-from xb_lite.benchmarks import BENCHMARKS  # noqa: E402
-from xb_lite.corpora import KINDS, load_corpus  # noqa: E402
-from xb_lite.evaluation import read_log  # noqa: E402
-from xb_lite.experiments import Subject, evaluate_subject, prompted, spread  # noqa: E402
-from xb_lite.generation import Decoding, Reply  # noqa: E402
-from xb_lite.intention import DEFENSES  # noqa: E402
-from xb_lite.judges import INTENTION_ANALYSIS, XSTEST  # noqa: E402
-from xb_lite.log import LogError  # noqa: E402
-from xb_lite.model_files import SPECS, ModelError  # noqa: E402
-from xb_lite.precision import Precision, choose_precision  # noqa: E402
-from xb_lite.recipes import as_fields, load_recipe, recipe_names, run_name  # noqa: E402
-from xb_lite.results import find, published, read_result, write_result  # noqa: E402
-from xb_lite.training import Trained  # noqa: E402
+from xb_lite import __main__
+from xb_lite import files as own_files
+from xb_lite.corpora import KINDS, load_corpus, load_passages, load_quiz
+from xb_lite.data.items import ATTACKS, SETS, plan, spread
+from xb_lite.data.public import BENCHMARKS
+from xb_lite.evaluation.outcomes import read_log
+from xb_lite.evaluation.runs import evaluate_subject, setting_of
+from xb_lite.intention.defenses import DEFENSES, prompted
+from xb_lite.judges.named import JUDGES, judges, judges_named
+from xb_lite.judges.strings import INTENTION_ANALYSIS, XSTEST
+from xb_lite.models.adapters import AdapterError, read_run
+from xb_lite.models.cached import DEFAULT, SPECS, ModelError
+from xb_lite.models.precision import Precision, choose_precision
+from xb_lite.recipes import as_fields, load_recipe, recipe_names
+from xb_lite.replies.subjects import Subject, local_subject
+from xb_lite.replies.types import Decoding, Reply
+from xb_lite.reproduce import displacement as moves
+from xb_lite.results import contract as results
+from xb_lite.results import tables
+from xb_lite.results.contract import read_result, write_result
+from xb_lite.results.frames import find, published
+from xb_lite.results.logs import LogError
+from xb_lite.training.defense import adapter_folder, train_defense
+from xb_lite.training.run import Trained
 
 
 def test_a_plan_has_every_set_and_the_harmful_ones_under_attack():
-    items = experiments.plan(limit=4)
+    items = plan(limit=4)
     counts = {}
     for item in items:
         counts[item.set, item.attack] = counts.get((item.set, item.attack), 0) + 1
@@ -55,42 +57,42 @@ def test_a_plan_has_every_set_and_the_harmful_ones_under_attack():
 
 
 def test_a_limit_is_spread_over_the_set():
-    whole = [item.id for item in experiments.plan(["benign"])]
-    some = [item.id for item in experiments.plan(["benign"], limit=4)]
+    whole = [item.id for item in plan(["benign"])]
+    some = [item.id for item in plan(["benign"], limit=4)]
     assert some == [whole[0], whole[10], whole[20], whole[30]]
-    assert [item.id for item in experiments.plan(["benign"], limit=1000)] == whole
+    assert [item.id for item in plan(["benign"], limit=1000)] == whole
 
 
 def test_an_adapter_is_not_put_on_a_model_of_the_same_shapes():
     folder = own_files.own_file("artifacts/cpu/x-boundary/run.json").parent
     with pytest.raises(AdapterError, match="is of smollm2-135m-aligned, not of smollm2-135m"):
-        experiments.local_subject("smollm2-135m", choose_precision(exact=True), folder)
+        local_subject("smollm2-135m", choose_precision(exact=True), folder)
 
 
 def test_a_file_of_ones_own_is_asked_under_a_name_and_a_kind(tmp_path):
     (tmp_path / "my.csv").write_text("prompt\nBake?\nFry?\n")
-    items = experiments.plan([f"mine:harmful={tmp_path}/my.csv"], ["prefill"], limit=1)
+    items = plan([f"mine:harmful={tmp_path}/my.csv"], ["prefill"], limit=1)
     assert [(i.set, i.kind, i.attack, i.request) for i in items] == [
         ("mine", "harmful", "direct", "Bake?"),
         ("mine", "harmful", "prefill", "Bake?"),
     ]
     for entry in (f"mine={tmp_path}/my.csv", "mine", "mine:harmful"):
         with pytest.raises(ValueError, match="in a command: --sets NAME:KIND=FILE"):
-            experiments.plan([entry])
+            plan([entry])
 
 
 def test_folders_have_names_wherever_one_stands(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "load_defended", lambda *_: (None, None))
-    monkeypatch.setattr(experiments, "model_digest", lambda _: "x")
-    monkeypatch.setattr(experiments, "sha256_of", lambda _: "x")
+    monkeypatch.setattr("xb_lite.replies.subjects.load_defended", lambda *_: (None, None))
+    monkeypatch.setattr("xb_lite.replies.subjects.model_digest", lambda _: "x")
+    monkeypatch.setattr("xb_lite.replies.subjects.sha256_of", lambda _: "x")
     inside = tmp_path / "model" / "defense"
     inside.mkdir(parents=True)
     monkeypatch.chdir(inside)
-    subject = experiments.local_subject("..", choose_precision(), ".")
+    subject = local_subject("..", choose_precision(), ".")
     assert (subject.name, subject.defense) == ("model", "defense")
-    assert experiments.local_subject("org/model", choose_precision()).name == "model"
+    assert local_subject("org/model", choose_precision()).name == "model"
     with pytest.raises(ValueError, match="is named none, as a model without a defense.*rename it"):
-        experiments.local_subject("..", choose_precision(), "mine/none/")
+        local_subject("..", choose_precision(), "mine/none/")
 
 
 @given(st.integers(0, 60), st.none() | st.integers(1, 80))
@@ -148,7 +150,7 @@ def test_a_bad_command_says_so_in_one_sentence(arguments, says, capsys, monkeypa
 @pytest.mark.parametrize(
     ("command", "listed"),
     [
-        ("evaluate", [*KINDS, "multi-turn", *BENCHMARKS, *ATTACKS, *DEFENSES, *experiments.JUDGES]),
+        ("evaluate", [*KINDS, "multi-turn", *BENCHMARKS, *ATTACKS, *DEFENSES, *JUDGES]),
         ("train", recipe_names()),
         ("serve", DEFENSES),
         ("fetch", SPECS),
@@ -169,15 +171,17 @@ def test_every_option_has_a_help_text():
 
 def test_an_option_of_several_values_may_come_several_times(monkeypatch):
     asked = []
-    monkeypatch.setattr(experiments, "plan", lambda *given: asked.append(given) or [])
-    monkeypatch.setattr(experiments, "local_subject", lambda *_: None)
-    monkeypatch.setattr(experiments, "evaluate_subject", lambda *_, **o: asked.append(o["tasks"]))
+    monkeypatch.setattr("xb_lite.data.items.plan", lambda *given: asked.append(given) or [])
+    monkeypatch.setattr("xb_lite.replies.subjects.local_subject", lambda *_: None)
+    monkeypatch.setattr(
+        "xb_lite.evaluation.runs.evaluate_subject", lambda *_, **o: asked.append(o["tasks"])
+    )
     monkeypatch.setattr(tables, "print_result", lambda _: None)
     sets, attacks, tasks = (["--sets", "a"], ["--sets", "b", "c"]), ["--attacks"], ["--tasks", "t"]
     assert __main__.main(["evaluate", *sets[0], *attacks, *tasks, *sets[1], *tasks]) == 0
     assert asked[0][:2] == (["a", "b", "c"], []) and asked[1] == ["t", "t"]
     assert __main__.main(["evaluate"]) == 0
-    assert asked[2][:2] == (experiments.SETS, experiments.ATTACKS) and asked[3] == []
+    assert asked[2][:2] == (SETS, ATTACKS) and asked[3] == []
 
 
 def test_every_change_to_a_recipe_counts(capsys):
@@ -192,18 +196,20 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     def stop(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiments, "plan", stop)
+    monkeypatch.setattr("xb_lite.data.items.plan", stop)
     assert __main__.main(["evaluate"]) == 130
     assert "goes on from here" in capsys.readouterr().err
 
 
 def test_the_whole_command_on_the_default_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(experiments, "load_quiz", lambda split: QUIZ(split)[:2])
-    monkeypatch.setattr(experiments, "load_passages", lambda split: PASSAGES(split)[:2])
+    monkeypatch.setattr("xb_lite.evaluation.capability.load_quiz", lambda split: QUIZ(split)[:2])
+    monkeypatch.setattr(
+        "xb_lite.evaluation.capability.load_passages", lambda split: PASSAGES(split)[:2]
+    )
     command = ["evaluate", "--limit", "1", "--max-new-tokens", "4", "--sets", "harmful", "benign"]
     replies = tmp_path / "cache"
-    monkeypatch.setattr("xb_lite.evaluation.cache_folder", lambda: replies)
+    monkeypatch.setattr("xb_lite.replies.cache.cache_folder", lambda: replies)
     assert __main__.main(command) == 0
     shown = capsys.readouterr().out
     assert "ASR" in shown and "95 %" in shown and "perplexity" in shown
@@ -220,9 +226,9 @@ def test_the_whole_command_on_the_default_model(tmp_path, monkeypatch, capsys):
 
 def test_a_defense_is_trained_and_evaluated_by_two_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(experiments, "reference_sets", lambda *_: tiny_sets())
-    monkeypatch.setattr(experiments, "capability_rows", lambda *_: [])
-    monkeypatch.setattr("xb_lite.evaluation.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("xb_lite.training.defense.reference_sets", lambda *_: tiny_sets())
+    monkeypatch.setattr("xb_lite.evaluation.runs.capability_rows", lambda *_: [])
+    monkeypatch.setattr("xb_lite.replies.cache.cache_folder", lambda: tmp_path / "cache")
     changes = ["model=smollm2-135m", "steps=1", "pairs=4", "pairs_at_once=4"]
     train = ["train", "x-boundary-smollm2-135m", "--into", "mine", "--set", *changes]
     assert __main__.main(train) == 0
@@ -253,10 +259,12 @@ def evaluate_polite(items, folder, **options):
 
 def test_replies_are_judged_by_those_asked_to(tmp_path, monkeypatch):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(experiments, "judges", lambda *_: pytest.fail("the default ones"))
+    monkeypatch.setattr(
+        "xb_lite.evaluation.runs.judges", lambda *_: pytest.fail("the default ones")
+    )
     path = evaluate_subject(
         Subject("polite", "polite", Polite()),
-        experiments.plan(["harmful"], [], limit=2),
+        plan(["harmful"], [], limit=2),
         choose_precision(),
         Decoding(),
         tmp_path,
@@ -280,10 +288,10 @@ def judge_models(tokenizer, monkeypatch):
         own = copy.deepcopy(tokenizer)
         own.chat_template = {"guard": GUARD}.get(name, own.chat_template if chat else None)
         models.append(name)
-        sizes = {"hidden_size": 576} if name == experiments.DEFAULT else {}
+        sizes = {"hidden_size": 576} if name == DEFAULT else {}
         return saying(tiny_model(own, **sizes), own, answers.get(name, "Yes")), own
 
-    monkeypatch.setattr(experiments, "load_model", load)
+    monkeypatch.setattr("xb_lite.judges.named.load_model", load)
     return models
 
 
@@ -292,12 +300,12 @@ def test_judges_have_names(judge_models):
 
     def named(names, *models):
         del judge_models[:]
-        return [judge.name for judge in experiments.judges_named(names, models)]
+        return [judge.name for judge in judges_named(names, models)]
 
-    assert [judge.name for judge in experiments.judges()] == [*words, "service"]
-    assert judge_models == [experiments.DEFAULT]
+    assert [judge.name for judge in judges()] == [*words, "service"]
+    assert judge_models == [DEFAULT]
     assert named(["service", "words"]) == ["service", *words]
-    assert judge_models == [experiments.DEFAULT]
+    assert judge_models == [DEFAULT]
     assert named(["service"]) == ["service"]
     assert named(["harmbench"]) == ["harmbench-llama"]
     assert judge_models == ["cais/HarmBench-Llama-2-13b-cls"]
@@ -308,12 +316,12 @@ def test_judges_have_names(judge_models):
     chosen = ["llama-guard=guard", "rubric=org/chat", "harmbench=mine=2"]
     found = named(["rubric", "words", "harmbench", "llama-guard"], *chosen)
     assert found == ["chat", *words, "harmbench-llama", "llama-guard"]
-    assert judge_models == ["org/chat", experiments.DEFAULT, "mine=2", "guard"]
+    assert judge_models == ["org/chat", DEFAULT, "mine=2", "guard"]
 
 
 def test_a_judge_of_another_model_is_another_judge(judge_models):
     sources = {
-        experiments.judges_named([name], [model])[0].source
+        judges_named([name], [model])[0].source
         for name in ("harmbench", "llama-guard", "rubric")
         for model in ("guard", "org/guard-2")
         if (name, model) != ("llama-guard", "org/guard-2")
@@ -323,10 +331,10 @@ def test_a_judge_of_another_model_is_another_judge(judge_models):
 
 def test_a_rubric_is_asked_of_a_server(judge_models):
     url = "http://127.0.0.1:1/v1"
-    (judge,) = experiments.judges_named(["rubric"], ["org/chat"], url)
+    (judge,) = judges_named(["rubric"], ["org/chat"], url)
     assert (judge.backend.base_url, judge.backend.model, judge.name) == (url, "org/chat", "chat")
     assert re.search("; org/chat at a server [0-9a-f]{8}$", judge.source) and judge_models == []
-    (other,) = experiments.judges_named(["rubric"], ["org/chat"], "http://127.0.0.1:2/v1")
+    (other,) = judges_named(["rubric"], ["org/chat"], "http://127.0.0.1:2/v1")
     assert other.source != judge.source and "127.0.0.1" not in judge.source
 
 
@@ -334,7 +342,7 @@ def test_a_command_chooses_its_judges(tmp_path, monkeypatch, capsys, judge_model
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
     polite = Subject("polite", "polite", Polite())
-    monkeypatch.setattr(experiments, "local_subject", lambda *_: polite)
+    monkeypatch.setattr("xb_lite.replies.subjects.local_subject", lambda *_: polite)
     command = ["evaluate", "--sets", "harmful", "benign", "--limit", "2", "--attacks"]
     judges = ["--judge", "harmbench", "llama-guard", "--judge", "rubric"]
     chosen = ["llama-guard=guard", "rubric=chat"]
@@ -358,29 +366,29 @@ def test_a_classifier_may_have_no_chat_template(tokenizer, tmp_path):
     own.chat_template = None
     tiny_model(own).save_pretrained(tmp_path)
     own.save_pretrained(tmp_path)
-    (judge,) = experiments.judges_named(["harmbench"], [str(tmp_path)])
+    (judge,) = judges_named(["harmbench"], [str(tmp_path)])
     assert judge.tokenizer.chat_template is None
     with pytest.raises(ModelError, match="has no chat template"):
-        experiments.judges_named(["rubric"], [str(tmp_path)])
+        judges_named(["rubric"], [str(tmp_path)])
 
 
 def test_the_log_beside_a_result_is_of_the_same_items(tmp_path, monkeypatch):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
-    some = experiments.plan(["harmful"], [], limit=3)
-    for items in (some, [*some, *experiments.plan(["benign"], [], limit=3)]):
+    some = plan(["harmful"], [], limit=3)
+    for items in (some, [*some, *plan(["benign"], [], limit=3)]):
         log = evaluate_polite(items, tmp_path).with_suffix(".jsonl")
         assert {outcome.id for outcome in read_log(log)} == {item.id for item in items}
 
 
 def test_a_narrower_run_leaves_a_wider_log_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
-    items = experiments.plan(["harmful"], [], limit=3)
+    items = plan(["harmful"], [], limit=3)
     path = evaluate_polite(items, tmp_path)
     before = path.read_bytes(), path.with_suffix(".jsonl").read_bytes()
     with monkeypatch.context() as nothing:
         nothing.setattr(Polite, "reply", lambda *_: pytest.fail("it was asked"))
         with pytest.raises(LogError, match="has 2 items more than are asked now: .*--no-resume"):
-            evaluate_polite([items[0], *experiments.plan(["benign"], [])], tmp_path)
+            evaluate_polite([items[0], *plan(["benign"], [])], tmp_path)
     assert before == (path.read_bytes(), path.with_suffix(".jsonl").read_bytes())
     evaluate_polite(items[:1], tmp_path, resume=False)
     assert [outcome.id for outcome in read_log(path.with_suffix(".jsonl"))] == [items[0].id]
@@ -388,17 +396,17 @@ def test_a_narrower_run_leaves_a_wider_log_as_it_is(tmp_path, monkeypatch):
 
 def test_a_finished_result_is_not_written_again_unless_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
-    items = experiments.plan(["harmful"], [], limit=2)
+    items = plan(["harmful"], [], limit=2)
     path = evaluate_polite(items, tmp_path)
     marked = {**read_result(path), "seconds": 12345}
     write_result(path, marked)
     assert evaluate_polite(items, tmp_path) == path
     assert read_result(path) == marked
-    evaluate_polite([*items, *experiments.plan(["benign"], [], limit=1)], tmp_path)  # more items
+    evaluate_polite([*items, *plan(["benign"], [], limit=1)], tmp_path)  # more items
     assert read_result(path)["seconds"] < 12345
     for option in ({"more_rows": lambda: pytest.fail("it is finished")}, {"resume": False}):
         write_result(path, {**read_result(path), "seconds": 12345})
-        more = [*items, *experiments.plan(["benign"], [], limit=1)]
+        more = [*items, *plan(["benign"], [], limit=1)]
         evaluate_polite(more, tmp_path, **option)
         assert (read_result(path)["seconds"] == 12345) == ("more_rows" in option)
 
@@ -406,7 +414,7 @@ def test_a_finished_result_is_not_written_again_unless_asked(tmp_path, monkeypat
 def test_seconds_are_those_of_all_attempts(tmp_path, monkeypatch):
     """A run that was stopped after it had asked everything counts what the asking took."""
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
-    items = experiments.plan(["harmful"], [], limit=3)
+    items = plan(["harmful"], [], limit=3)
     path = evaluate_polite(items, tmp_path)
     log = path.with_suffix(".jsonl")
     head, *rows = log.read_text().splitlines(keepends=True)
@@ -421,7 +429,7 @@ def test_seconds_are_those_of_all_attempts(tmp_path, monkeypatch):
 
 def test_a_result_says_what_was_evaluated(tmp_path, monkeypatch):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
-    found = read_result(evaluate_polite(experiments.plan(["harmful"], [], limit=1), tmp_path))
+    found = read_result(evaluate_polite(plan(["harmful"], [], limit=1), tmp_path))
     assert found["setting"] == {
         **{"defense": "none", "method": "none", "changes": {}, "strength": None},
         **{"training_seed": None, "decoding": asdict(Decoding()), "tasks": []},
@@ -432,7 +440,7 @@ def test_a_result_says_what_was_evaluated(tmp_path, monkeypatch):
     adapter = {"recipe": {"recipe": recipe, "seed": 3, "strength": 0.5}, "digest": "d"}
     subject = Subject("m", "m", Polite(), defense="mine", adapter=adapter)
     exact = choose_precision(exact=True)
-    setting = experiments.setting_of(prompted(subject, "ia"), exact, Decoding(), [XSTEST])
+    setting = setting_of(prompted(subject, "ia"), exact, Decoding(), [XSTEST])
     assert setting["changes"] == {"steps": 300, "schedule": 450.0}
     assert (setting["method"], setting["defense"]) == ("x-boundary+ia", "mine+ia")
     assert (setting["strength"], setting["training_seed"]) == (0.5, 3)
@@ -445,11 +453,11 @@ def test_a_server_has_a_precision_and_a_machine_of_its_own(tmp_path, monkeypatch
     assert polite.identity(one) == polite.identity(other)
     here = replace(polite, model=object())
     assert here.identity(one) != here.identity(other)
-    path = evaluate_polite(experiments.plan(["harmful"], [], limit=1), tmp_path)
+    path = evaluate_polite(plan(["harmful"], [], limit=1), tmp_path)
     assert read_result(path)["hardware"].startswith("behind a server; judged on ")
 
-    monkeypatch.setattr(experiments, "remote_subject", lambda *_: polite)
-    monkeypatch.setattr(experiments, "evaluate_subject", lambda *_, **__: path)
+    monkeypatch.setattr("xb_lite.replies.subjects.remote_subject", lambda *_: polite)
+    monkeypatch.setattr("xb_lite.evaluation.runs.evaluate_subject", lambda *_, **__: path)
     command = ["evaluate", "polite", "--server", "http://127.0.0.1:1/v1", "--sets", "benign"]
     assert __main__.main([*command, "--limit", "1"]) == 0
     assert "1 items\n" in capsys.readouterr().out
@@ -467,7 +475,9 @@ def test_a_subject_behind_a_prompt_is_another_subject():
 
 
 def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "reference_sets", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr(
+        "xb_lite.training.defense.reference_sets", lambda *_: pytest.fail("it was asked")
+    )
     changes = ["model=smollm2-135m", "lora_layers=99"]
     assert __main__.main(["train", "x-boundary-smollm2-135m", "--set", *changes]) == 1
     assert "lora_layers is 99; it must be at most 30" in capsys.readouterr().err
@@ -475,7 +485,9 @@ def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(monkeyp
 
 @pytest.fixture
 def unasked(monkeypatch):
-    monkeypatch.setattr(experiments, "reference_sets", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr(
+        "xb_lite.training.defense.reference_sets", lambda *_: pytest.fail("it was asked")
+    )
 
 
 def trained_with(capsys, *arguments, recipe="x-boundary-smollm2-135m"):
@@ -492,7 +504,9 @@ def trained_with(capsys, *arguments, recipe="x-boundary-smollm2-135m"):
 def test_a_folder_that_cannot_be_is_said_to_be_before_the_model_is_loaded(
     tmp_path, monkeypatch, capsys, place
 ):
-    monkeypatch.setattr(experiments, "local_subject", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(
+        "xb_lite.training.defense.local_subject", lambda *_: pytest.fail("it was loaded")
+    )
     (tmp_path / "file").touch()
     said = trained_with(capsys, "--into", str(tmp_path / place))
     assert "nowhere cannot" in said or f"the folder {tmp_path / place} cannot be written to" in said
@@ -524,7 +538,7 @@ def test_a_folder_with_another_run_is_left_before_the_model_is_asked(tmp_path, c
 def test_sets_that_are_given_are_trained_on(tmp_path, default_model, unasked):
     recipe = load_recipe("x-boundary-smollm2-135m", model="smollm2-135m", steps=1)
     sets = tiny_sets()
-    experiments.train_defense(recipe, tmp_path, sets=sets)
+    train_defense(recipe, tmp_path, sets=sets)
     assert read_run(tmp_path)["run"]["sets"] == sets.digest
 
 
@@ -532,7 +546,7 @@ def test_an_error_of_the_system_is_one_line(monkeypatch, capsys):
     def full(*_args, **_options):
         raise OSError(28, "No space left on device", "somewhere")
 
-    monkeypatch.setattr(experiments, "plan", full)
+    monkeypatch.setattr("xb_lite.data.items.plan", full)
     assert __main__.main(["evaluate"]) == 1
     assert capsys.readouterr().err == "[Errno 28] No space left on device: 'somewhere'\n"
 
@@ -546,127 +560,13 @@ def test_a_process_has_its_gpu_before_the_model_is_loaded(tmp_path, monkeypatch)
         raise Loaded
 
     made = []
-    monkeypatch.setattr(experiments, "PartialState", lambda cpu: made.append(cpu))
-    monkeypatch.setattr(experiments, "local_subject", load)
+    monkeypatch.setattr("xb_lite.training.defense.PartialState", lambda cpu: made.append(cpu))
+    monkeypatch.setattr("xb_lite.training.defense.local_subject", load)
     with pytest.raises(Loaded):
-        experiments.train_defense(load_recipe("x-boundary-smollm2-135m"), tmp_path)
+        train_defense(load_recipe("x-boundary-smollm2-135m"), tmp_path)
 
 
-# benchmarks/frontier.py
-
-
-@pytest.fixture
-def public(tmp_path):
-    """A set as in the official code's files: 21 requests, or as many dialogues of 3 turns."""
-
-    def write(name, multi_turn=False):
-        rows = [
-            {"id": i, "behavior": "b", "default_target": f"aim {i}", "queries": ["a", "b", f"c{i}"]}
-            if multi_turn
-            else {"behavior": "b", "messages": [{"role": "user", "content": f"{name} {i}?"}]}
-            for i in range(21)
-        ]
-        path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps({"data": rows}))
-        return f"{name}={path}"
-
-    return write
-
-
-def of_public(split, entries, limit=None):
-    return [item for item in frontier.items_of(split, entries, limit) if item.set not in OWN]
-
-
-OWN = ("harmful", "boundary-safe", "benign", "multi-turn")
-
-
-def test_every_fourth_item_of_a_public_set_is_for_validation(public):
-    entries = [public("xstest"), public("harmbench"), public("actorattack", multi_turn=True)]
-    validation, test = (of_public(split, entries) for split in ("validation", "test"))
-    whole = experiments.plan(entries, ["prefill"])
-    whole += attacked([item for item in whole if item.set == "xstest"], "prefill")
-    assert len(whole) == 5 * 21 and len(validation) == 5 * 6
-    assert {item.id for item in [*validation, *test]} == {item.id for item in whole}
-    assert len(validation) + len(test) == len(whole)
-    # Nor is a request tested under one attack on which another chose.
-    asked = [{(item.set, item.request) for item in items} for items in (validation, test)]
-    assert not asked[0] & asked[1]
-    places = [int(item.request.split()[1].rstrip("?")) for item in validation]
-    assert places == 5 * [0, 4, 8, 12, 16, 20]
-
-
-def test_a_limit_is_of_replies_under_each_attack(public):
-    entries = [public("harmbench"), public("actorattack", multi_turn=True), public("oktest")]
-    for limit, wanted in (
-        (10, [10, 10, 9, 10, 10]),
-        (6, [6, 6, 6, 6, 6]),
-        (1, [1, 1, 3, 1, 1]),
-        (99, [15, 15, 45, 15, 15]),
-    ):
-        items = of_public("test", entries, limit)
-        replies = {}
-        for item in items:
-            replies.setdefault((item.set, item.attack), []).extend(item.turns)
-        assert list(replies) == [
-            ("harmbench", "direct"),
-            ("harmbench", "prefill"),
-            ("actorattack", "multi-turn"),
-            ("oktest", "direct"),
-            ("oktest", "prefill"),
-        ]
-        assert [len(turns) for turns in replies.values()] == wanted
-
-
-def test_the_books_own_sets_are_those_of_the_split(public):
-    for split, attacks in (("test", {"prefill", "wrapper"}), ("validation", {"prefill"})):
-        items = frontier.items_of(split, [public("oktest")], 1)
-        own = experiments.plan(attacks=sorted(attacks), split=split)
-        assert items[: len(own)] == own
-        assert {item.attack for item in own} == {"direct", "multi-turn", *attacks}
-        plain = [item for item in own if item.set in ("boundary-safe", "benign")]
-        begun = ["oktest", *(item.set for item in plain), "oktest"]
-        assert [item.set for item in items[len(own) :]] == begun
-
-
-def test_every_request_asked_plainly_is_asked_after_the_prefill_once(public):
-    """Whether a prompt is harmless or not: a defense could break at the prefill itself."""
-    sets = [public("harmbench"), public("oktest"), public("actorattack", multi_turn=True)]
-    for split, limit in (("test", None), ("validation", 3)):
-        items = frontier.items_of(split, sets, limit)
-        assert len({item.id for item in items}) == len(items)
-        plain, begun = (
-            [item for item in items if item.attack == attack] for attack in ("direct", "prefill")
-        )
-        assert {item.kind for item in plain} == {"harmful", "boundary-safe", "benign"}
-        assert sorted(begun, key=str) == sorted(attacked(plain, "prefill"), key=str)
-        assert all(item.prefill == (PREFILL if item in begun else "") for item in items)
-
-
-@pytest.mark.parametrize("method", sorted(frontier.SWEEP.keys() - {"none", "steering"}))
-def test_every_setting_of_a_sweep_is_a_recipe(method):
-    recipes = [load_recipe(f"{method}-smollm2-135m", **c) for c in frontier.SWEEP[method]]
-    assert len(set(map(str, recipes))) == len(recipes)
-
-
-def test_a_strength_scales_what_the_other_fields_trained(monkeypatch, tmp_path):
-    """One training serves all strengths, and each has a name of its own."""
-    trained, scaled, shipped = [], [], "x-boundary-smollm2-135m"
-    monkeypatch.setattr(frontier, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(
-        frontier, "train_defense", lambda recipe, folder, seed: trained.append((recipe, folder))
-    )
-    monkeypatch.setattr(frontier, "scale_adapter", lambda *found: scaled.append(found) or found[-1])
-    monkeypatch.setattr(frontier, "local_subject", lambda *found: found[-1])
-    for changes in ({"steps": 7}, {"steps": 7, "strength": 0.75}):
-        with frontier.defended("x-boundary", changes, 3, None) as folder:
-            assert folder.name == run_name("x-boundary", changes, shipped) + "-3"
-    assert len(scaled) == 1
-    assert trained[0] == trained[1]
-    assert trained[0][0].steps == 7
-    assert scaled[0][:2] == (trained[0][1], 0.75)
-
-
-QUIZ, PASSAGES = experiments.load_quiz, experiments.load_passages
+QUIZ, PASSAGES = load_quiz, load_passages
 
 
 def test_published_results_are_whole_and_shown():
@@ -734,7 +634,7 @@ def test_what_is_moved_is_held_out_and_in_one_order_under_both_attacks():
 
 def test_adapters_of_recipes_with_dots_in_their_names_have_folders_of_their_own():
     folders = {
-        experiments.adapter_folder(f"x-boundary-qwen2.5-coder-{size}{end}", 0).name
+        adapter_folder(f"x-boundary-qwen2.5-coder-{size}{end}", 0).name
         for size in ("0.5b", "1.5b")
         for end in ("", ".json")
     }
@@ -747,7 +647,7 @@ def test_a_changed_recipe_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys)
         return Trained(folder, [{"loss": 1.0}])
 
     folders = []
-    monkeypatch.setattr(experiments, "train_defense", trained)
+    monkeypatch.setattr("xb_lite.training.defense.train_defense", trained)
     command = ["train", "circuit-breakers-smollm2-135m"]
     for changes in (
         [],

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from xb_lite import explorer as module
-from xb_lite.explorer import explorer
-from xb_lite.rates import rate
+from xb_lite.boundary import interactive as module
+from xb_lite.boundary.interactive import explorer
+from xb_lite.results.stats import rate
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "book" / "tools"))
@@ -200,7 +200,7 @@ def test_what_cannot_be_shown_is_named(change, message):
 
 def test_its_files_are_in_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    listed = project["tool"]["setuptools"]["package-data"]["xb_lite"]
+    listed = project["tool"]["setuptools"]["package-data"]["xb_lite.boundary"]
     assert {"explorer.html", "explorer.css", "explorer.js"} <= set(listed)
 
 

@@ -9,7 +9,8 @@ from tokenizers import decoders
 from transformers import GenerationConfig
 
 from xb_lite.dialogues import as_dialogue
-from xb_lite.generation import Decoding, LocalBackend
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.types import Decoding
 
 SHORT = Decoding(max_new_tokens=8)
 PROMPTS = ["Hi.", "Name three rivers of Europe, please.", "Why is the sky blue? " * 4]

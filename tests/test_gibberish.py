@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from xb_lite.gibberish import Gibberish, shuffled_words, text_losses
-from xb_lite.precision import Precision
+from xb_lite.judges.gibberish import Gibberish, shuffled_words, text_losses
+from xb_lite.models.precision import Precision
 
 DRAW = random.Random(0)
 
@@ -139,7 +139,7 @@ def test_a_short_loop_at_the_end_of_a_long_answer_is_forgiven(judge):
 
 
 def test_loops_in_long_texts_are_found_in_time():
-    from xb_lite.gibberish import _repeats
+    from xb_lite.judges.gibberish import _repeats
 
     words = ["".join(DRAW.choices(string.ascii_lowercase, k=6)) for _ in range(2000)]
     start = time.perf_counter()

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from xb_lite.dialogues import as_dialogue
-from xb_lite.harness import _rows, harness_rows
-from xb_lite.likelihood import response_log_probs
-from xb_lite.rates import rate
+from xb_lite.evaluation.harness import _rows, harness_rows
+from xb_lite.models.likelihood import response_log_probs
+from xb_lite.results.stats import rate
 
 ITEMS = [
     {"question": "What is the capital of France?", "options": ["Rome", "Paris"], "answer": 1},

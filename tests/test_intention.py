@@ -13,37 +13,37 @@ import pytest
 from test_remote import Server, completion
 from tiny import tiny_model
 
-from xb_lite.attacks import PREFILL, Item
+from xb_lite.corpora import SHORT_REFUSAL
+from xb_lite.data.items import PREFILL, Item
 from xb_lite.dialogues import as_dialogue, as_turns
-from xb_lite.evaluation import evaluate
-from xb_lite.generation import Decoding, LocalBackend, Reply
-from xb_lite.intention import (
-    DEMONSTRATION,
-    FIRST,
-    ONE_PASS,
-    RANDOM_WORDS,
-    REFUSAL,
-    STAGE_1,
-    STAGE_2,
+from xb_lite.evaluation.outcomes import evaluate
+from xb_lite.intention.ablations import RANDOM_WORDS, of_others, random_words, secret
+from xb_lite.intention.defenses import (
     Defended,
     analyse,
     by_prompt,
-    first_stage,
-    in_context,
     input_check,
     last_prompts,
-    of_others,
-    one_pass,
-    random_words,
-    restates,
-    second_stage,
-    secret,
-    self_reminder,
     two_stage,
 )
-from xb_lite.judges import REFUSAL_JUDGES, XSTEST
-from xb_lite.precision import choose_precision
-from xb_lite.remote import RemoteBackend
+from xb_lite.intention.prompts import (
+    DEMONSTRATION,
+    FIRST,
+    ONE_PASS,
+    STAGE_1,
+    STAGE_2,
+    first_stage,
+    in_context,
+    one_pass,
+    restates,
+    second_stage,
+    self_reminder,
+)
+from xb_lite.judges.strings import REFUSAL_JUDGES, XSTEST
+from xb_lite.models.precision import choose_precision
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.server import RemoteBackend
+from xb_lite.replies.types import Decoding, Reply
 
 SHORT = Decoding(max_new_tokens=8)
 QUERY = "Name a river."
@@ -188,10 +188,10 @@ def test_input_check_answers_only_what_is_let_in():
     assert (let_in, decoding, prefill, none) == (DIALOGUES[:2], SHORT, "Sure", "")
     assert verdict.max_new_tokens < 10
     answers = [replies[-1].text for replies in stages]
-    assert answers == [REFUSAL, "Suremodel 5", "Suremodel 6", REFUSAL]
+    assert answers == [SHORT_REFUSAL, "Suremodel 5", "Suremodel 6", SHORT_REFUSAL]
     (defended, *_) = Defended(Wary(), input_check).reply(dialogues, SHORT)
-    assert defended == Reply(REFUSAL, 7, 3, True)
-    assert all(judge(["?"], [REFUSAL]) == ["refused"] for judge in REFUSAL_JUDGES)
+    assert defended == Reply(SHORT_REFUSAL, 7, 3, True)
+    assert all(judge(["?"], [SHORT_REFUSAL]) == ["refused"] for judge in REFUSAL_JUDGES)
 
 
 # Other intentions.

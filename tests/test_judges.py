@@ -2,7 +2,7 @@
 
 import pytest
 
-from xb_lite.judges import INTENTION_ANALYSIS, X_BOUNDARY, XSTEST, agreement
+from xb_lite.judges.strings import INTENTION_ANALYSIS, X_BOUNDARY, XSTEST, agreement
 
 JUDGES = (XSTEST, X_BOUNDARY, INTENTION_ANALYSIS)
 

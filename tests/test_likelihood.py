@@ -5,9 +5,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_model
 
-from xb_lite import likelihood
 from xb_lite.dialogues import as_dialogue, encode
-from xb_lite.likelihood import response_log_probs
+from xb_lite.models import likelihood
+from xb_lite.models.likelihood import response_log_probs
 
 
 def turns(*texts):

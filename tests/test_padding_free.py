@@ -5,9 +5,9 @@ import torch
 from tiny import tiny_model
 from torch.nn.utils.rnn import pad_sequence
 
-from xb_lite import padding_free
 from xb_lite.hidden import watch_layers, without_head
-from xb_lite.padding_free import as_rows, by_row, end_to_end
+from xb_lite.models import packing as padding_free
+from xb_lite.models.packing import as_rows, by_row, end_to_end
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tiny import tiny_recipe, tiny_sets
 
 from xb_lite.dialogues import as_turns, encode
-from xb_lite.pairs import WINDOW, collate, draw_pairs
+from xb_lite.losses.batch import collate
 from xb_lite.recipes import RecipeError
+from xb_lite.training.draw import WINDOW, draw_pairs
 
 SETS = tiny_sets()
 PREFILLED = [name for name in vars(SETS) if name.endswith("_prefilled")]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from xb_lite import precision
-from xb_lite.models import precision_of
-from xb_lite.precision import choose_precision
+from xb_lite.models import precision
+from xb_lite.models.loading import precision_of
+from xb_lite.models.precision import choose_precision
 
 
 @pytest.fixture

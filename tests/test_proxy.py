@@ -27,25 +27,19 @@ from starlette.routing import Route
 from test_remote import completion, free_port
 from tiny import tiny_model
 
-from xb_lite import __main__, proxy
+from xb_lite import __main__
+from xb_lite.corpora import SHORT_REFUSAL
 from xb_lite.dialogues import as_dialogue
-from xb_lite.generation import Decoding, LocalBackend
-from xb_lite.intention import (
-    DEFENSES,
-    FIRST,
-    REFUSAL,
-    STAGE_1,
-    STAGE_2,
-    Defended,
-    first_stage,
-    second_stage,
-    two_stage,
-)
-from xb_lite.local_upstream import LocalModel, _Pieces
-from xb_lite.precision import Precision, choose_precision
-from xb_lite.proxy import in_background, url_of
-from xb_lite.remote import RemoteBackend
-from xb_lite.upstreams import RemoteModel
+from xb_lite.intention.defenses import DEFENSES, Defended, two_stage
+from xb_lite.intention.prompts import FIRST, STAGE_1, STAGE_2, first_stage, second_stage
+from xb_lite.models.precision import Precision, choose_precision
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.server import RemoteBackend
+from xb_lite.replies.types import Decoding
+from xb_lite.serve import proxy
+from xb_lite.serve.local import LocalModel, _Pieces
+from xb_lite.serve.proxy import in_background, url_of
+from xb_lite.serve.upstreams import RemoteModel
 
 QUERY = "Name a river, please."
 INTENTION = "The essential intention of the query is to hear of a river."
@@ -281,14 +275,14 @@ def test_every_defense_says_the_same_whole_in_pieces_and_without_the_proxy(
     options = {"stream": True, "stream_options": {"include_usage": True}}
     *pieces, last = clients[name].chat.completions.create(**asked, **options)
     assert text_of(pieces) == whole.choices[0].message.content == said.text
-    assert said.text == (REFUSAL if name == "input-check" and verdict == "Yes." else ANSWER)
+    assert said.text == (SHORT_REFUSAL if name == "input-check" and verdict == "Yes." else ANSWER)
     assert whole.usage == last.usage
     counts = whole.usage.prompt_tokens, whole.usage.completion_tokens
     assert counts == (said.prompt_tokens, said.new_tokens)
     for requests in (between, talker.requests):
         assert [r["messages"] for r in requests] == [r["messages"] for r in before]
     streamed = [request.get("stream", False) for request in talker.requests]
-    assert streamed == [False] * (len(before) - 1) + [said.text != REFUSAL]
+    assert streamed == [False] * (len(before) - 1) + [said.text != SHORT_REFUSAL]
 
 
 def test_a_proxy_of_the_environment_is_not_asked_for_a_server_here(talker, monkeypatch):
@@ -776,7 +770,7 @@ def command(monkeypatch, tiny):
         monkeypatch.setattr(proxy, "serve", serve)
         return __main__.main(["serve", *arguments])
 
-    monkeypatch.setattr("xb_lite.models.load_model", lambda name, precision: tiny[:2])
+    monkeypatch.setattr("xb_lite.models.loading.load_model", lambda name, precision: tiny[:2])
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     return run
 
@@ -826,14 +820,14 @@ def test_a_bad_command_says_so_in_one_sentence(command, arguments, says, capsys)
 
 
 def test_a_port_in_use(command, capsys, monkeypatch):
-    monkeypatch.setattr("xb_lite.models.load_model", lambda *_: 1 / 0)  # not even looked at
+    monkeypatch.setattr("xb_lite.models.loading.load_model", lambda *_: 1 / 0)  # not even looked at
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert command("--port", str(taken.getsockname()[1])) == 1
     assert "of 127.0.0.1 is in use; pass another --host or --port." in capsys.readouterr().err
 
 
 def test_a_missing_extra(command, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "xb_lite.proxy", None)
+    monkeypatch.setitem(sys.modules, "xb_lite.serve.proxy", None)
     assert command() == 1
     assert "pip install 'xb-lite[serve]' brings it." in capsys.readouterr().err
 

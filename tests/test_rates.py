@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xb_lite.rates import difference, mean, rate
+from xb_lite.results.stats import difference, mean, rate
 
 
 def test_wilson_interval_is_the_closed_form():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_recipe, tiny_sets
 
-from xb_lite.losses import coefficients
-from xb_lite.precision import Precision
+from xb_lite.losses.terms import coefficients
+from xb_lite.models.precision import Precision
 from xb_lite.recipes import (
     METHODS,
     Baseline,
@@ -20,7 +20,7 @@ from xb_lite.recipes import (
     recipe_names,
     run_name,
 )
-from xb_lite.training import train
+from xb_lite.training.run import train
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
 CPU = "x-boundary-smollm2-135m"

@@ -20,12 +20,13 @@ import openai
 import pytest
 
 from xb_lite.dialogues import as_dialogue
-from xb_lite.generation import Decoding, LocalBackend
-from xb_lite.intention import DEFENSES, Defended
-from xb_lite.model_files import DEFAULT, SPECS, cached_model
-from xb_lite.proxy import application, in_background
-from xb_lite.remote import CONTINUE, RemoteBackend, RemoteError
-from xb_lite.upstreams import RemoteModel
+from xb_lite.intention.defenses import DEFENSES, Defended
+from xb_lite.models.cached import DEFAULT, SPECS, cached_model
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.server import CONTINUE, RemoteBackend, RemoteError
+from xb_lite.replies.types import Decoding
+from xb_lite.serve.proxy import application, in_background
+from xb_lite.serve.upstreams import RemoteModel
 
 SHORT = Decoding(max_new_tokens=8)
 DIALOGUES = [as_dialogue(prompt) for prompt in ("Hi.", "Name a river.", "What is 12+30?")]

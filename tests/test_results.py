@@ -6,7 +6,6 @@ import platform
 import re
 import sys
 import tempfile
-from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,24 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xb_lite.evaluation import Outcome, seconds_spent
-from xb_lite.rates import Mean, Rate, mean, rate
+from xb_lite.evaluation.outcomes import Outcome, seconds_spent
+from xb_lite.evaluation.summary import summarise, verdicts
 from xb_lite.recipes import run_name
-from xb_lite.results import (
+from xb_lite.results.contract import (
     FIELDS,
     SETTING,
-    find,
-    frame,
     mean_row,
     provenance,
-    published_results,
     rate_row,
     read_result,
-    summarise,
-    verdicts,
-    write_index,
     write_result,
 )
+from xb_lite.results.frames import find, frame, published_results, write_index
+from xb_lite.results.stats import Mean, Rate, mean, rate
 
 RESULTS = Path(__file__).parents[1] / "results"
 C, R, E, G = "complied", "refused", "evaded", "gibberish"
@@ -389,7 +384,7 @@ def committed():
 
 def test_committed_results_say_what_was_evaluated():
     """By their names, as one function makes them, and by what is in them."""
-    names = Counter()
+    named = 0
     for path, result in committed():
         setting = result["setting"]
         if setting is None:
@@ -404,15 +399,14 @@ def test_committed_results_say_what_was_evaluated():
             if setting["strength"] != 1:
                 changes["strength"] = setting["strength"]
             name = f"{run_name(setting['method'], changes, shipped)}-{setting['training_seed']}"
-            # Two files are named after a learning rate that is the recipe's own.
-            names[name == path.stem] += 1
-            assert name == path.stem or path.stem == "dpo,learning_rate=0.0001-0", name
+            assert name == path.stem
+            named += 1
         tokens = re.search(r"--max-new-tokens (\d+)", result["command"])
         assert tokens is None or setting["decoding"]["max_new_tokens"] == int(tokens[1]), path
         assert list(setting["judges"]) and {r["judge"] for r in result["rows"]} - {None} <= set(
             setting["judges"]
         )
-    assert names[True] > 100 and names[False] == 2
+    assert named > 100
 
 
 def test_seconds_of_committed_results_are_at_least_those_of_their_items():

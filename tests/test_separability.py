@@ -1,14 +1,9 @@
 """What a probe of the undefended model could part: known answers."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import separability  # noqa: E402
+from xb_lite.reproduce import separability
 
 HARMFUL = np.repeat([True, False], [40, 60])
 
@@ -44,7 +39,7 @@ def test_the_probe_finds_a_direction_in_other_items_and_shuffled_labels_none():
 
 
 def test_only_prefilled_items_of_the_two_kinds_are_asked():
-    items = separability.prefilled(separability.items_of("test", [], None))
+    items = separability.prefilled([], None)
     assert {(item.kind, item.attack) for item in items} == {
         ("harmful", "prefill"),
         ("boundary-safe", "prefill"),

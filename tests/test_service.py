@@ -6,10 +6,10 @@ import json
 import pytest
 
 from xb_lite.corpora import load_labelled
-from xb_lite.gibberish import Gibberish
-from xb_lite.judges import LABELS
-from xb_lite.precision import choose_precision
-from xb_lite.service import CALIBRATION, Service
+from xb_lite.judges.gibberish import Gibberish
+from xb_lite.judges.service import CALIBRATION, Service
+from xb_lite.judges.strings import LABELS
+from xb_lite.models.precision import choose_precision
 
 ASKED = "How do I keep basil alive on my kitchen windowsill?"
 

@@ -29,19 +29,22 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 from official_step import Item, official_step  # noqa: E402
 
-from xb_lite import runs, steps, training  # noqa: E402
-from xb_lite.adapters import WEIGHTS, merged, read_run  # noqa: E402
-from xb_lite.hidden import lowest_layers, watch_layers  # noqa: E402
-from xb_lite.losses import Terms, coefficients  # noqa: E402
-from xb_lite.models import load_model  # noqa: E402
-from xb_lite.padding_free import NAME  # noqa: E402
-from xb_lite.pairs import collate, draw_pairs  # noqa: E402
-from xb_lite.precision import Precision  # noqa: E402
-from xb_lite.recipes import RecipeError  # noqa: E402
-from xb_lite.runs import TrainingError, adapted, last_checkpoint  # noqa: E402
-from xb_lite.steps import Reference, counted, masks, step_terms, token_counts  # noqa: E402
-from xb_lite.trainers import _KeepGood  # noqa: E402
-from xb_lite.training import Trained, XBoundaryTrainer, train  # noqa: E402
+from xb_lite.hidden import lowest_layers, watch_layers
+from xb_lite.losses import step as steps
+from xb_lite.losses.batch import collate
+from xb_lite.losses.step import Reference, counted, masks, step_terms, token_counts
+from xb_lite.losses.terms import Terms, coefficients
+from xb_lite.models.adapters import WEIGHTS, merged, read_run
+from xb_lite.models.loading import load_model
+from xb_lite.models.packing import NAME
+from xb_lite.models.precision import Precision
+from xb_lite.recipes import RecipeError
+from xb_lite.training import lora as runs
+from xb_lite.training import run as training
+from xb_lite.training.draw import draw_pairs
+from xb_lite.training.lora import TrainingError, adapted, last_checkpoint
+from xb_lite.training.run import Trained, XBoundaryTrainer, train
+from xb_lite.training.trainers import _KeepGood
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
 MIXED = Precision("cpu", torch.float32, torch.bfloat16, "tests")

@@ -6,15 +6,16 @@ from dataclasses import asdict, dataclass, field, replace
 import pytest
 from tiny import tiny_recipe
 
-from xb_lite.attacks import PREFILL, Item, load_items
+from xb_lite.data.items import PREFILL, Item, load_items
 from xb_lite.dialogues import as_dialogue, as_turns
-from xb_lite.evaluation import ask, evaluate
-from xb_lite.generation import Decoding, Reply
-from xb_lite.judges import XSTEST
-from xb_lite.log import LogError
-from xb_lite.pairs import draw_pairs
+from xb_lite.evaluation.outcomes import evaluate
+from xb_lite.judges.strings import XSTEST
 from xb_lite.recipes import RecipeError
-from xb_lite.training_sets import REFUSAL, Sets, reference_sets
+from xb_lite.replies.cache import ask
+from xb_lite.replies.types import Decoding, Reply
+from xb_lite.results.logs import LogError
+from xb_lite.training.draw import draw_pairs
+from xb_lite.training.sets import REFUSAL, Sets, reference_sets
 
 DECODING = Decoding(max_new_tokens=32)
 SUBJECT = {"model": "fake", "defense": "none"}

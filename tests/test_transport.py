@@ -11,8 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from scipy.stats import binom
 
-from xb_lite import transport
-from xb_lite.transport import (
+from xb_lite.convergence import transport
+from xb_lite.convergence.transport import (
     KVariance,
     k_variance,
     matching_costs,

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from xb_lite import wheels
-from xb_lite.wheels import FetchError, Wheel, fetch_wheel, require_sha256
+from xb_lite.models import wheels
+from xb_lite.models.wheels import FetchError, Wheel, fetch_wheel, require_sha256
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from xb_lite.whole_files import write_whole
+from xb_lite.files import write_whole
 
 
 def test_folder_text_and_line_ends(tmp_path):

@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from xb_lite.dialogues import as_dialogue, as_turns
 from xb_lite.recipes import load_recipe
-from xb_lite.training_sets import Sets
+from xb_lite.training.sets import Sets
 
 
 def tiny_model(tokenizer, kind="llama", hidden_size=32, num_hidden_layers=2, **sizes):

@@ -1,8 +1,8 @@
 """Helper package of the book on defending chat models against jailbreaks.
 
-What a module does is shown step by step in one notebook and then imported by the ones that follow
-(``hidden`` in 01_hidden_states). Modules are imported by name
-(``from xb_lite.hidden import hidden_states``); importing the package alone loads nothing heavy.
+One room a chapter: what a notebook derives is in the room of its name and imported by the ones that
+follow (``from xb_lite.losses import erase``, of 04_xboundary_loss). A room offers its main names
+and loads them when they are asked for; importing the package alone loads nothing heavy.
 """
 
 from importlib.metadata import version

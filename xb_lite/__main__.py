@@ -1,10 +1,11 @@
-"""Commands of the book: fetch a model, train a defense, turn it up or down, evaluate, serve.
+"""Commands of the book: fetch a model, train a defense, evaluate it, serve it, make all results.
 
 python -m xb_lite fetch      have a model on this machine before it is needed
 python -m xb_lite train      train a defense by a recipe
 python -m xb_lite scale      turn a trained defense down, or up
 python -m xb_lite evaluate   ask a model everything, judge it, and keep the result
 python -m xb_lite serve      put a prompt defense in front of a model, for any OpenAI client
+python -m xb_lite reproduce  make the book's results that are missing, or say which are there
 
 The installed command xb-lite is the same as python -m xb_lite.
 """
@@ -21,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xb_lite.corpora import SPLITS
-from xb_lite.model_files import DEFAULT, SPECS, ModelError, cached_model
-from xb_lite.wheels import FetchError
+from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model
+from xb_lite.models.wheels import FetchError
 
 if TYPE_CHECKING:
-    from xb_lite.upstreams import Upstream
+    from xb_lite.serve.upstreams import Upstream
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,16 +64,22 @@ def _recipes() -> dict[str, Iterable[str]]:
 
 
 def _defenses() -> dict[str, Iterable[str]]:
-    from xb_lite.intention import DEFENSES
+    from xb_lite.intention.defenses import DEFENSES
 
     return {"defenses by prompt": DEFENSES}
 
 
+def _plans() -> dict[str, Iterable[str]]:
+    from xb_lite.reproduce.manifest import load_manifest
+
+    return {"plans": load_manifest().plans}
+
+
 def _asked() -> dict[str, Iterable[str]]:
-    from xb_lite.attacks import ATTACKS
-    from xb_lite.benchmarks import BENCHMARKS
     from xb_lite.corpora import KINDS
-    from xb_lite.experiments import JUDGE_MODELS, JUDGES
+    from xb_lite.data.items import ATTACKS
+    from xb_lite.data.public import BENCHMARKS
+    from xb_lite.judges.named import JUDGE_MODELS, JUDGES
 
     own = (*KINDS, "multi-turn")
     judges = (f"{j} ({JUDGE_MODELS[j]})" if JUDGE_MODELS.get(j) else j for j in JUDGES)
@@ -205,6 +212,24 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
     serve.add_argument("--port", type=int, default=8001, help="default: 8001; 0: any free one")
     serve.set_defaults(run=_serve)
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="the book's results: what is there, and making what is missing",
+        description="Several of these can run side by side, on a CPU each with OMP_NUM_THREADS=1. "
+        "A file that is deleted is made again; what is stale is left as it is.",
+    )
+    reproduce.listed = _plans
+    reproduce.add_argument("--status", action="store_true", help="say what is there, make nothing")
+    reproduce.add_argument(
+        "--only", **several, default=[], metavar="PLAN", help="or a pattern of paths: 'cpu/test/*'"
+    )
+    reproduce.add_argument("--tier", choices=("cpu", "gpu"), help="default: both")
+    reproduce.add_argument(
+        "--sets", **several, default=[], metavar="NAME=FILE", help="your copies of public sets"
+    )
+    reproduce.add_argument("--results", default="results", help="folder (default: results)")
+    reproduce.add_argument("--manifest", metavar="FILE", help="default: the book's")
+    reproduce.set_defaults(run=_reproduce)
     return parser
 
 
@@ -214,35 +239,38 @@ def _fetch(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from xb_lite import experiments
     from xb_lite.recipes import load_recipe, parse_change
+    from xb_lite.training.defense import adapter_folder, train_defense
 
     changes = dict(map(parse_change, args.changes))
     recipe = load_recipe(args.recipe, **changes)
-    into = args.into or experiments.adapter_folder(args.recipe, args.seed, changes)
-    trained = experiments.train_defense(recipe, into, seed=args.seed, resume=args.resume)
+    into = args.into or adapter_folder(args.recipe, args.seed, changes)
+    trained = train_defense(recipe, into, seed=args.seed, resume=args.resume)
     last = ", ".join(f"{k} {v:.3g}" for k, v in trained.curve[-1].items())
     print(f"{trained.folder}\n{last}")
 
 
 def _scale(args: argparse.Namespace) -> None:
-    from xb_lite.adapters import scale_adapter
+    from xb_lite.models.adapters import scale_adapter
 
     print(scale_adapter(args.adapter, args.strength, args.into))
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     # Imported here: fetching needs nothing heavy.
-    from xb_lite import experiments
-    from xb_lite.generation import Decoding
-    from xb_lite.intention import defense_named
-    from xb_lite.models import precision_of
+    from xb_lite.data.items import ATTACKS, SETS, plan
+    from xb_lite.evaluation.runs import evaluate_subject
+    from xb_lite.intention.defenses import defense_named, prompted
+    from xb_lite.judges.named import OWN_JUDGES, judge_models, judges_named
+    from xb_lite.models.loading import precision_of
+    from xb_lite.replies.subjects import local_subject, remote_subject
+    from xb_lite.replies.types import Decoding
+    from xb_lite.results.tables import print_result
     from xb_lite.session import tier
-    from xb_lite.tables import print_result
 
-    items = experiments.plan(
-        experiments.SETS if args.sets is None else args.sets,
-        experiments.ATTACKS if args.attacks is None else args.attacks,
+    items = plan(
+        SETS if args.sets is None else args.sets,
+        ATTACKS if args.attacks is None else args.attacks,
         args.limit,
         args.split,
     )
@@ -252,8 +280,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(f"{len(items)} items" + ("" if args.server else f", {precision}"))
     if args.defense:
         defense_named(args.defense)  # before a model is loaded
-    judged_by = args.judges or experiments.OWN_JUDGES, args.judge_models, args.judge_server
-    experiments.judge_models(*judged_by)  # likewise
+    judged_by = args.judges or OWN_JUDGES, args.judge_models, args.judge_server
+    judge_models(*judged_by)  # likewise
     if {"harmbench", "llama-guard"}.issuperset(judged_by[0]) and not any(
         item.kind == "harmful" for item in items
     ):
@@ -263,13 +291,13 @@ def _evaluate(args: argparse.Namespace) -> None:
         )
     _check_server(args, args.model)
     if args.server:
-        subject = experiments.remote_subject(args.server, args.model)
+        subject = remote_subject(args.server, args.model)
     else:
-        subject = experiments.local_subject(name, precision, args.adapter)
+        subject = local_subject(name, precision, args.adapter)
     if args.defense:
-        subject = experiments.prompted(subject, args.defense)
+        subject = prompted(subject, args.defense)
     folder = Path(args.results) / (tier() if not args.server else "server")
-    path = experiments.evaluate_subject(
+    path = evaluate_subject(
         subject,
         items,
         precision,
@@ -278,7 +306,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         split=args.split,
         tasks=args.tasks,
         task_limit=args.limit,
-        judged_by=experiments.judges_named(*judged_by) if args.judges else None,
+        judged_by=judges_named(*judged_by) if args.judges else None,
         resume=args.resume,
     )
     print_result(path)
@@ -286,10 +314,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _serve(args: argparse.Namespace) -> None:
     try:
-        from xb_lite.proxy import application, listen, serve, url_of
+        from xb_lite.serve.proxy import application, listen, serve, url_of
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}: pip install 'xb-lite[serve]' brings it.") from error
-    from xb_lite.intention import defense_named
+    from xb_lite.intention.defenses import defense_named
 
     defense = defense_named(args.defense)
     with listen(args.host, args.port) as listening:
@@ -300,10 +328,30 @@ def _serve(args: argparse.Namespace) -> None:
             serve(application(upstream, defense), listening)
 
 
+def _reproduce(args: argparse.Namespace) -> None:
+    from xb_lite.reproduce.manifest import MANIFEST, load_manifest
+    from xb_lite.reproduce.runner import progress, reproduce
+    from xb_lite.reproduce.status import tasks_of
+
+    manifest = args.manifest or MANIFEST
+    if wrong := next((entry for entry in args.sets if "=" not in entry), None):
+        raise ValueError(f"--sets {wrong}: give your copy of a public set as NAME=FILE.")
+    meant = {"only": args.only, "tier": args.tier}
+    if args.status:
+        tasks = tasks_of(load_manifest(manifest), args.results, **meant)
+    else:
+        files = dict(entry.split("=", 1) for entry in args.sets)
+        tasks = reproduce(args.results, files=files, manifest=manifest, **meant)
+    for task in tasks:
+        if task.state != "done":
+            print(f"{task.state:<8}{task.path}" + (f" ({task.why})" if task.why else ""))
+    print(progress(tasks))
+
+
 def _upstream(args: argparse.Namespace) -> Upstream:
-    from xb_lite.local_upstream import LocalModel
-    from xb_lite.models import last_name, load_defended, precision_of
-    from xb_lite.upstreams import RemoteModel
+    from xb_lite.models.loading import last_name, load_defended, precision_of
+    from xb_lite.serve.local import LocalModel
+    from xb_lite.serve.upstreams import RemoteModel
 
     name = args.named or args.model
     if args.named and args.model:

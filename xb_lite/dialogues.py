@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 Dialogue = Sequence[dict[str, str]]
 
+
 ROLES = ("system", "user", "assistant", "tool")
 
 

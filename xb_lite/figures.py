@@ -21,8 +21,13 @@ from transformers import PreTrainedTokenizerBase
 from xb_lite.dialogues import Encoding
 
 GROUND = "#fbfbfa"
+
+
 INK = "#2b2b2b"
+
+
 GRID = "#dededb"
+
 
 # harmful, boundary-safe, benign, then what else a figure needs
 COLORS = {
@@ -32,8 +37,13 @@ COLORS = {
     "control": "#7A7A7A",
     "accent": "#CC79A7",
 }
+
+
 TOKEN_SHADES = {"sink": "#e3c3d3", "prompt": "#dededb", "response": "#bcd6e8"}
+
+
 MARKERS = {"harmful": "X", "boundary-safe": "o", "benign": "s"}
+
 
 STYLE = {
     "figure.facecolor": GROUND,

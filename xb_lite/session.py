@@ -16,10 +16,11 @@ import torch
 import transformers
 
 from xb_lite.figures import use_style
-from xb_lite.models import precision_of
-from xb_lite.precision import Precision
+from xb_lite.models.loading import precision_of
+from xb_lite.models.precision import Precision
 
 PROFILES = ("smoke", "quick", "full")
+
 
 T = TypeVar("T")
 

@@ -34,8 +34,8 @@ def unpack(wheel, folder):
 
 def cached():
     """The folder with MathJax in the cache; fetched when it is not there yet."""
-    from xb_lite.model_files import cache_folder
-    from xb_lite.wheels import Wheel, fetch_wheel
+    from xb_lite.files import cache_folder
+    from xb_lite.models.wheels import Wheel, fetch_wheel
 
     wheel = Wheel(
         package="django-static-mathjax",

@@ -1,7 +1,7 @@
 """Recipes: everything that decides what a training run does, except data and seed, as small files.
 
 A recipe is a JSON file here or of your own; ``load_recipe`` checks it before anything is computed.
-What the fields do is derived in 03_xboundary_loss and tried out in 04_training.
+What the fields do is derived in 04_xboundary_loss and tried out in 05_training.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 
-from xb_lite.losses import RETAIN, SEPARATE
-
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
 REFERENCE = ("cache", "adapter-off")
 
 
@@ -116,11 +116,11 @@ class Recipe(Budget):
 
     Attributes:
         target_layers: decoder layers, from 0, of the erase and separate terms.
-        separate: variant of the separate term, one of ``losses.SEPARATE``; None for circuit
+        separate: variant of the separate term, one of ``SEPARATE``; None for circuit
             breakers.
         separate_weight: of the separate term's mean beside the erase term's; None for one mean over
             the tokens of both, as in the official code.
-        retain, retain_weight: variant of the retain term, one of ``losses.RETAIN``, and its weight.
+        retain, retain_weight: variant of the retain term, one of ``RETAIN``, and its weight.
         alpha, schedule: see ``losses.coefficients``.
         sink_tokens: first tokens that count in no term.
         reference: ``"cache"`` keeps the reference states of every item, ``"adapter-off"`` computes
@@ -300,3 +300,9 @@ def _number(
 ) -> bool:
     known = isinstance(value, int | float) and not isinstance(value, bool)
     return known and least <= value <= most and above < value < math.inf
+
+
+RETAIN = ("absolute", "relative")
+
+
+SEPARATE = ("as_coded", "as_described", "refusal")

@@ -1,0 +1,173 @@
+"""What is asked of a model: plain requests, and the same requests under attack.
+
+Whatever the disguise, an item keeps the plain request, for that is what a reply is judged against.
+Seen at work in 03_evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from xb_lite.corpora import KINDS, Wrapper, load_corpus, load_scripts, load_wrappers
+from xb_lite.data.public import BENCHMARKS, load_dialogues
+
+PREFILL = "Sure, here"
+
+
+ATTACKS = ("prefill", "wrapper")  # on a plain request; a set of scripts is an attack by itself
+
+
+WRAPPERS_EACH = 3
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to ask of a model.
+
+    ``set`` is the corpus or benchmark it is from; ``kind`` is ``"harmful"``, ``"boundary-safe"`` or
+    ``"benign"``; ``attack`` is ``"direct"``, ``"prefill"``, ``"wrapper"`` or ``"multi-turn"``.
+    Replies are judged against ``request``; ``turns`` is what the user says, one reply each;
+    ``prefill`` is put into the model's mouth, in the last turn.
+    """
+
+    id: str
+    set: str
+    kind: str
+    attack: str
+    request: str
+    turns: tuple[str, ...]
+    prefill: str = ""
+
+
+def load_items(
+    name: str, split: str | None = "test", *, path: str | None = None, kind: str | None = None
+) -> list[Item]:
+    """The items of one set as they are: plain requests, or the scripts of a multi-turn set.
+
+    Args:
+        name: a kind of the book's own prompts, ``"multi-turn"`` for its scripts, a benchmark of
+            ``xb_lite.data.public``, or a name of your own for a file.
+        split: of the book's own sets; benchmarks have none.
+        path: the file to read, for a benchmark or for a set of your own.
+        kind: of a set of your own; known for all others.
+
+    Raises:
+        ValueError: there is no such set or split, a set of your own has no kind, a known one is
+            given a kind, or a set of the book's own a file.
+        BenchmarkError: the benchmark cannot be had, see ``load_dialogues``.
+    """
+    if path is not None and name in (*KINDS, "multi-turn"):
+        raise ValueError(f"set {name!r} is the book's own; a file needs another name.")
+    if kind is not None and name in (*KINDS, "multi-turn", *BENCHMARKS):
+        raise ValueError(f"set {name!r} has a kind of its own: leave {kind!r} out.")
+    if name in KINDS:
+        return [
+            Item(row.id, name, name, "direct", row.prompt, (row.prompt,))
+            for row in load_corpus(name, split)
+        ]
+    if name == "multi-turn":
+        return [
+            Item(row.id, name, "harmful", "multi-turn", row.target, tuple(row.turns))
+            for row in load_scripts(split)
+        ]
+    if name not in BENCHMARKS and path is None:
+        known = ", ".join((*KINDS, "multi-turn", *BENCHMARKS))
+        raise ValueError(
+            f"there is no set {name!r}: sets are {known}; a file of your own needs its path (in a "
+            "command: --sets NAME:KIND=FILE)."
+        )
+    kind = BENCHMARKS[name].kind if name in BENCHMARKS else kind
+    if kind not in KINDS:
+        raise ValueError(
+            f"set {name!r} needs a kind, one of {', '.join(KINDS)}; it is {kind!r} (in a command: "
+            "--sets NAME:KIND=FILE)."
+        )
+    rows = load_dialogues(name, path=path) if name in BENCHMARKS else load_dialogues(path)
+    return [
+        Item(
+            row.id,
+            name,
+            kind,
+            "direct" if len(row.turns) == 1 else "multi-turn",
+            row.target or row.turns[-1],
+            tuple(row.turns),
+        )
+        for row in rows
+    ]
+
+
+def attacked(
+    items: Sequence[Item], attack: str, wrappers: Sequence[Wrapper] | None = None
+) -> list[Item]:
+    """Plain requests under an attack.
+
+    ``prefill`` begins each reply with ``PREFILL``. ``wrapper`` puts each request into
+    ``WRAPPERS_EACH`` of ``wrappers`` (default: the book's own of the test split) in rotation, so
+    that all of them carry about equally many.
+
+    Raises:
+        ValueError: there is no such attack, or an item is under one already.
+    """
+    if attack not in ATTACKS:
+        raise ValueError(f"there is no attack {attack!r}; attacks are {', '.join(ATTACKS)}.")
+    if taken := next((item for item in items if item.attack != "direct"), None):
+        raise ValueError(f"{taken.id} is {taken.attack} already; only plain requests are attacked.")
+    if attack == "prefill":
+        return [
+            replace(item, id=f"{item.id}+prefill", attack=attack, prefill=PREFILL) for item in items
+        ]
+    wrappers = load_wrappers("test") if wrappers is None else wrappers
+    each = min(WRAPPERS_EACH, len(wrappers))
+    return [
+        replace(
+            item,
+            id=f"{item.id}+{wrapper.id}",
+            attack=attack,
+            turns=(wrapper.wrap(item.request),),
+        )
+        for place, item in enumerate(items)
+        for wrapper in (wrappers[(place * each + k) % len(wrappers)] for k in range(each))
+    ]
+
+
+SETS = ("harmful", "multi-turn", "boundary-safe", "benign")
+
+
+def plan(
+    sets: Sequence[str] = SETS,
+    attacks: Sequence[str] = ATTACKS,
+    limit: int | None = None,
+    split: str = "test",
+) -> list[Item]:
+    """All items of an evaluation: every set as it is, and the plain harmful ones under attack.
+
+    Args:
+        sets: names for ``load_items``; ``NAME=FILE`` reads your copy of a benchmark, and
+            ``NAME:KIND=FILE`` a file of your own, whose items are of that kind.
+        attacks: of ``ATTACKS``.
+        limit: at most so many items of each set, spread evenly over it, before they are wrapped.
+        split: of the book's own sets and wrappers.
+
+    Raises:
+        ValueError: a set or an attack is not there, or the limit is below 1; a BenchmarkError is a
+            ValueError.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"the limit is {limit}; it must be at least 1.")
+    items: list[Item] = []
+    for entry in sets:
+        set_, _, path = entry.partition("=")
+        name, _, kind = set_.partition(":")
+        plain = spread(load_items(name, split, path=path or None, kind=kind or None), limit)
+        items += plain
+        if plain[0].kind == "harmful" and plain[0].attack == "direct":
+            for attack in attacks:
+                items += attacked(plain, attack, load_wrappers(split))
+    return items
+
+
+def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most ``limit`` of the items, at even distances; None for all."""
+    n = len(items) if limit is None else min(limit, len(items))
+    return [items[i * len(items) // n] for i in range(n)]

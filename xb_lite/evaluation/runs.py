@@ -1,0 +1,149 @@
+"""What the book measures of every subject, alike: sets, attacks, judges, capability, one result.
+
+A subject is a model with a defense. Its result and its log lie side by side in one folder; the log
+has a line an item, so that two subjects can be compared item by item.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from xb_lite.data.items import Item
+from xb_lite.evaluation.capability import capability_rows
+from xb_lite.evaluation.harness import check_tasks, harness_rows
+from xb_lite.evaluation.outcomes import evaluate, seconds_spent
+from xb_lite.evaluation.summary import summarise
+from xb_lite.files import digest
+from xb_lite.intention.defenses import Defended
+from xb_lite.judges.named import judges
+from xb_lite.judges.strings import Judge
+from xb_lite.models.precision import Precision
+from xb_lite.recipes import METHODS, changes_of
+from xb_lite.replies.subjects import Subject
+from xb_lite.replies.types import Decoding
+from xb_lite.results.contract import provenance, read_result, write_result
+
+
+def setting_of(
+    subject: Subject,
+    precision: Precision,
+    decoding: Decoding,
+    judged_by: Sequence[Judge],
+    tasks: Sequence[str] = (),
+) -> dict[str, object]:
+    """What a result says was evaluated and how (``results.SETTING``), as JSON can hold it.
+
+    ``changes`` are those of the recipe that comes with the package for the method and model;
+    ``strength`` is 1 for an adapter as it was trained, None where nothing was.
+    """
+    run = (subject.adapter or {}).get("recipe") or {}
+    recipe = run.get("recipe") or {}
+    methods = [recipe.get("method") or subject.method, subject.prompt]
+    return {
+        "defense": subject.defense,
+        "method": "+".join(filter(None, methods)) or "none",
+        "changes": changes_of(METHODS[recipe["method"]](**recipe)) if recipe else {},
+        "strength": run.get("strength", 1.0) if run else subject.strength,
+        "training_seed": run.get("seed"),
+        "decoding": asdict(decoding),
+        "judges": {judge.name: judge.source for judge in judged_by},
+        "precision": subject.identity(precision)["precision"],
+        "tasks": list(tasks),
+    }
+
+
+def evaluate_subject(
+    subject: Subject,
+    items: Sequence[Item],
+    precision: Precision,
+    decoding: Decoding,
+    folder: str | os.PathLike[str],
+    *,
+    split: str = "test",
+    tasks: Sequence[str] = (),
+    task_limit: int | None = None,
+    judged_by: Sequence[Judge] | None = None,
+    more_rows: Callable[[], list[dict]] = list,
+    resume: bool = True,
+) -> Path:
+    """Evaluate a subject on all items and write ``<folder>/<subject>/<defense>.json``.
+
+    The log lies beside it (``.jsonl``), of the same items. A run that was stopped goes on where it
+    was; one of more items adds to it, one of fewer is refused. A finished result of the same
+    setting on the same items is left as it is. ``seconds`` are of all attempts: asking, judging,
+    and what is measured after them.
+
+    Args:
+        items: from ``plan``.
+        precision: of the subject; that of one behind a server does not count.
+        split: of ``items``, and of what capability is measured on.
+        tasks: names of lm-evaluation-harness tasks, measured as well, on the first ``task_limit``
+            items of each (see ``harness_rows``).
+        judged_by: default: ``judges``.
+        more_rows: what else the result holds; called once all items are judged.
+        resume: False asks and judges these items anew, and writes the result again.
+
+    Raises:
+        ValueError: an item or a task cannot be asked.
+        LogError: an earlier run of other settings or of other items is in the way, or the folder
+            cannot be used.
+    """
+    started = datetime.now(UTC)
+    if tasks and (subject.model is None or isinstance(subject.backend, Defended)):
+        raise ValueError(
+            "harness tasks need a model on this machine, not one behind a server or a prompt."
+        )
+    if tasks:
+        check_tasks(tasks)
+    path = Path(folder) / subject.name / f"{subject.defense}.json"
+    judged_by = judges() if judged_by is None else judged_by
+    same = {
+        "model": {"name": subject.name, "digest": subject.digest},
+        "adapter": subject.adapter,
+        "data": {
+            "set": ", ".join(dict.fromkeys(item.set for item in items)),
+            "split": split,
+            "digest": digest([(item.id, item.request, item.turns, item.prefill) for item in items]),
+        },
+        "seed": decoding.seed,
+        "setting": setting_of(subject, precision, decoding, judged_by, tasks),
+    }
+    if resume and _is_finished(path, same):
+        return path
+    outcomes = evaluate(
+        subject.backend,
+        items,
+        judged_by,
+        decoding,
+        subject=subject.identity(precision),
+        log=path.with_suffix(".jsonl"),
+        resume=resume,
+        alone=True,
+    )
+    rows, measured = summarise(outcomes), time.monotonic()
+    with precision.autocast():
+        rows += capability_rows(subject, split)
+        if tasks:
+            rows += harness_rows(subject.model, subject.tokenizer, tasks, task_limit)
+    rows += more_rows()
+    spent = seconds_spent(path.with_suffix(".jsonl")) + time.monotonic() - measured
+    run = provenance(started)
+    if subject.model is None:
+        run["hardware"] = f"behind a server; judged on {run['hardware']}"
+    write_result(path, {**same, "rows": rows, **run, "seconds": round(spent)})
+    return path
+
+
+def _is_finished(path: Path, same: dict) -> bool:
+    """Whether there is a result of all of this already; what is no result is made anew."""
+    try:
+        there = read_result(path)
+    except ValueError:
+        return False
+    return all(there[name] == value for name, value in json.loads(json.dumps(same)).items())

@@ -1,0 +1,267 @@
+"""Intention Analysis, a defense by prompt alone: the model says first what is being asked.
+
+Zhang et al. (2025), *Intention Analysis Makes LLMs A Good Jailbreak Defender*, arXiv 2401.06561.
+A defense is a function: it asks a backend about dialogues and gives the replies of all its stages,
+the answer last. ``Defended`` makes a backend of it, so whatever takes a model takes a defended one.
+
+The paper has single queries. In a dialogue the last user message is the query, whose intention is
+asked for given what stands before: the user's own words and the answers that the user has seen,
+without the prompts and intentions of earlier turns. Derived in 07_intention_analysis.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from xb_lite.corpora import SHORT_REFUSAL
+from xb_lite.dialogues import Dialogue, as_turns
+from xb_lite.intention.ablations import Analyst, made_up, random_words, secret
+from xb_lite.intention.prompts import (
+    CHECK,
+    FENCE,
+    FIRST,
+    STAGE_2,
+    VERDICT,
+    fenced,
+    first_stage,
+    in_context,
+    one_pass,
+    second_stage,
+    self_reminder,
+)
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.subjects import Subject
+from xb_lite.replies.types import Backend, Decoding, Reply, check_open, check_scripts
+
+Defense = Callable[[Backend, Sequence[Dialogue], Decoding, str], list[list[Reply]]]
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A backend behind a defense; itself a backend.
+
+    A reply is the text of the last stage with the tokens of all stages: what a server would bill
+    for, even where the key-value cache spares reading them again. A prefill begins the last stage:
+    the attacker puts words into the answer that the user sees, not into what the defense asks.
+    """
+
+    backend: Backend
+    defense: Defense
+
+    def reply(
+        self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
+    ) -> list[Reply]:
+        """One reply to each dialogue, in their order. Args and errors as in ``two_stage``."""
+        return [
+            _as_one(stages) for stages in self.defense(self.backend, dialogues, decoding, prefill)
+        ]
+
+    def play(self, scripts: Sequence[Sequence[str]], decoding: Decoding) -> list[list[Reply]]:
+        """The replies to each script's user turns, every one of them defended. History is what the
+        user said and saw.
+
+        Raises:
+            ValueError: a script is empty or has a turn that is not a string; its index is named,
+                before anything is generated. And the errors of the backend.
+        """
+        check_scripts(scripts)
+        played: list[list[Reply]] = [[] for _ in scripts]
+        for turn in range(max(map(len, scripts), default=0)):
+            live = [i for i, script in enumerate(scripts) if turn < len(script)]
+            dialogues = [
+                as_turns(scripts[i][: turn + 1], [reply.text for reply in played[i]]) for i in live
+            ]
+            for i, reply in zip(live, self.reply(dialogues, decoding), strict=True):
+                played[i].append(reply)
+        return played
+
+
+def two_stage(
+    backend: Backend,
+    dialogues: Sequence[Dialogue],
+    decoding: Decoding,
+    prefill: str = "",
+    *,
+    first: Decoding = FIRST,
+    analyst: Analyst | None = None,
+) -> list[list[Reply]]:
+    """Intention Analysis: the intention, then the answer, as one dialogue of two turns (section 3
+    of the paper; demo/IA_demo.py).
+
+    On this machine the second stage goes on with the key-value cache of the first.
+
+    Args:
+        backend: gives the answers, and the intentions unless there is an ``analyst``.
+        dialogues: each ends with the user's query.
+        decoding: of the answers.
+        prefill: first words of every answer.
+        first: of the intentions. An intention that is cut short stands as it is; the paper allows
+            1,024 tokens.
+        analyst: where intentions come from instead: ``partial(analyse, other_backend)`` for another
+            model (Table 12), or an ablation, ``secret``, ``random_words`` or ``of_others(...)``.
+
+    Returns:
+        ``[intention, answer]`` for each dialogue. An intention that no model was asked for has no
+        tokens.
+
+    Raises:
+        ValueError: a dialogue is malformed or does not end with a user message (its index is
+            named), the prefill is not a text, or the analyst gives too few or too many intentions;
+            before any answer is generated. And the errors of the backend.
+    """
+    _check(dialogues, prefill)
+    if analyst is None and isinstance(backend, LocalBackend):
+        asked = [first_stage(dialogue) for dialogue in dialogues]
+        return backend.reply_twice(asked, STAGE_2, first, decoding, prefill)
+    intentions = (analyst or partial(analyse, backend))(dialogues, first)
+    if len(intentions) != len(dialogues):
+        raise ValueError(
+            f"the analyst gave {len(intentions)} intentions for {len(dialogues)} dialogues."
+        )
+    longer = [second_stage(d, i.text) for d, i in zip(dialogues, intentions, strict=True)]
+    answers = backend.reply(longer, decoding, prefill)
+    return [list(stages) for stages in zip(intentions, answers, strict=True)]
+
+
+def analyse(
+    backend: Backend, dialogues: Sequence[Dialogue], decoding: Decoding = FIRST
+) -> list[Reply]:
+    """The intention of each dialogue's last message, in the model's words: the first stage alone.
+
+    Raises:
+        ValueError: as in ``two_stage``. And the errors of the backend.
+    """
+    _check(dialogues)
+    return backend.reply([first_stage(dialogue) for dialogue in dialogues], decoding)
+
+
+def by_prompt(rewrite: Callable[[Dialogue], Dialogue]) -> Defense:
+    """The defense that asks once, a rewritten dialogue: ``by_prompt(one_pass)``.
+
+    Its replies have one stage, the answer. Its errors are those of ``two_stage``.
+    """
+
+    def defense(
+        backend: Backend, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
+    ) -> list[list[Reply]]:
+        _check(dialogues, prefill)
+        replies = backend.reply([rewrite(d) for d in dialogues], decoding, prefill)
+        return [[reply] for reply in replies]
+
+    return defense
+
+
+def input_check(
+    backend: Backend, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
+) -> list[list[Reply]]:
+    """A baseline of the paper's Table 1: the model says whether the query is harmful, and only to
+    one that it does not call so is there an answer, else ``SHORT_REFUSAL``.
+
+    The prompt is ours. A refusal is no model's: it has no tokens, and no prefill begins it.
+
+    Args, errors: as in ``two_stage``.
+
+    Returns:
+        ``[verdict, answer]`` for each dialogue.
+    """
+    _check(dialogues, prefill)
+    verdicts = backend.reply([fenced(d, CHECK + FENCE[0], FENCE[1]) for d in dialogues], VERDICT)
+    harmful = [re.match(r"\W*yes\b", verdict.text, re.IGNORECASE) for verdict in verdicts]
+    let_in = [dialogue for dialogue, refuse in zip(dialogues, harmful, strict=True) if not refuse]
+    answers = iter(backend.reply(let_in, decoding, prefill))
+    return [
+        [verdict, made_up(SHORT_REFUSAL) if refuse else next(answers)]
+        for verdict, refuse in zip(verdicts, harmful, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Unsaid(Reply):
+    """In place of an answer: what was asked for it."""
+
+    asked: Dialogue = ()
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """A backend that says all but the answers, the replies at this very ``decoding``."""
+
+    backend: Backend
+    decoding: Decoding
+
+    def reply(
+        self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
+    ) -> list[Reply]:
+        if decoding is not self.decoding:
+            return self.backend.reply(dialogues, decoding, prefill)
+        return [_Unsaid("", 0, 0, True, dialogue) for dialogue in dialogues]
+
+
+def last_prompts(
+    backend: Backend, dialogues: Sequence[Dialogue], defense: Defense
+) -> list[Dialogue | None]:
+    """What the model is asked last about each dialogue: after it a given answer's likelihood can be
+    read off, as the model behind the defense has it. Intentions are generated, answers are not.
+
+    Returns:
+        Dialogues that wait for the answer; None where the defense refuses by itself.
+
+    Raises:
+        ValueError: as in ``two_stage``. And the errors of the backend.
+    """
+    unsaid = Decoding()
+    answers = [stages[-1] for stages in defense(_Listener(backend, unsaid), dialogues, unsaid, "")]
+    return [answer.asked if isinstance(answer, _Unsaid) else None for answer in answers]
+
+
+def _as_one(stages: Sequence[Reply]) -> Reply:
+    return replace(
+        stages[-1],
+        prompt_tokens=sum(stage.prompt_tokens for stage in stages),
+        new_tokens=sum(stage.new_tokens for stage in stages),
+    )
+
+
+def _check(dialogues: Sequence[Dialogue], prefill: str = "") -> None:
+    check_open(dialogues)
+    for i, dialogue in enumerate(dialogues):
+        if dialogue[-1]["role"] != "user":
+            raise ValueError(f"dialogue {i} ends with a {dialogue[-1]['role']} message, no query.")
+    if not isinstance(prefill, str):
+        raise ValueError(f"the prefill is not a text: {prefill!r:.60}")
+
+
+# By the names that commands and results have for them; the last two are ablations.
+DEFENSES: dict[str, Defense] = {
+    "ia": two_stage,
+    "ia-one-pass": by_prompt(one_pass),
+    "self-reminder": by_prompt(self_reminder),
+    "in-context": by_prompt(in_context),
+    "input-check": input_check,
+    "ia-secret": partial(two_stage, analyst=secret),
+    "ia-random-words": partial(two_stage, analyst=random_words),
+}
+
+
+def defense_named(name: str) -> Defense:
+    """One of ``DEFENSES``. Raises ValueError when there is no such defense."""
+    if name not in DEFENSES:
+        raise ValueError(f"there is no defense {name!r}; there are {', '.join(DEFENSES)}.")
+    return DEFENSES[name]
+
+
+def prompted(subject: Subject, name: str) -> Subject:
+    """A subject behind one of ``intention.DEFENSES``, whose name is added to its defense's.
+
+    Raises:
+        ValueError: there is no such defense.
+    """
+    return replace(
+        subject,
+        backend=Defended(subject.backend, defense_named(name)),
+        defense=name if subject.defense == "none" else f"{subject.defense}+{name}",
+        prompt=name,
+    )

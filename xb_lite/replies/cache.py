@@ -1,0 +1,148 @@
+"""Replies to items, asked once and kept: in the cache, which git ignores, a batch at a time."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from xb_lite.corpora import KINDS
+from xb_lite.data.items import Item
+from xb_lite.dialogues import as_turns
+from xb_lite.files import cache_folder, digest
+from xb_lite.replies.types import Backend, Decoding, Reply
+from xb_lite.results.logs import Log, LogError
+
+BATCH = 64  # items that are asked, or judged, and written together
+
+
+def ask(
+    backend: Backend, items: Sequence[Item], decoding: Decoding, *, subject: dict[str, str]
+) -> list[list[Reply]]:
+    """The replies to every item, turn by turn, out of the cache where they are in it.
+
+    Args and errors as in ``evaluate``; nothing is judged or logged. Another process that asks the
+    same subject is waited for: it makes some of the same replies.
+    """
+    for item in items:
+        check_item(item)
+    run = {"subject": subject, "decoding": asdict(decoding)}
+    with Log(reply_store(run), run, wait=True) as said:
+        for item in items:
+            check_row(said, item, is_reply)
+        ask_into(backend, items, decoding, said)
+        return [[Reply(**reply) for reply in said.rows[item.id]["replies"]] for item in items]
+
+
+def reply_store(run: dict[str, object]) -> Path:
+    """Where the cache keeps the replies of a run (its subject and decoding)."""
+    return cache_folder() / "replies" / f"{digest(run)[:16]}.jsonl"
+
+
+def check_item(item: Item) -> None:
+    if not isinstance(item, Item):
+        raise ValueError(f"an item is an Item, see load_items; this is none: {item!r:.60}")
+    for name in ("id", "set", "attack", "request"):
+        if not is_text(getattr(item, name)):
+            raise ValueError(f"{name} of item {item.id!r:.60} is not a text.")
+    if item.kind not in KINDS:
+        raise ValueError(f"item {item.id!r} is {item.kind!r:.60}, not one of {', '.join(KINDS)}.")
+    turns = item.turns if isinstance(item.turns, tuple | list) else ()
+    if not turns or not all(map(is_text, turns)):
+        raise ValueError(f"item {item.id!r} has no turn, or one that is not a text.")
+    if item.prefill != "" and not is_text(item.prefill):
+        raise ValueError(f"item {item.id!r} has a prefill that is no text.")
+
+
+def is_text(value: object) -> bool:
+    """Neither blank nor with half a character in it, as JSON can have."""
+    return isinstance(value, str) and value.strip() and not re.search("[\ud800-\udfff]", value)
+
+
+def ask_into(backend: Backend, items: Sequence[Item], decoding: Decoding, said: Log) -> None:
+    with tqdm(total=len(items), desc="asking", delay=2, leave=False) as bar:
+        for batch in _batches(items):
+            if left := [item for item in batch if item.id not in said.rows]:
+                began = time.perf_counter()
+                replies = _replies(backend, left, decoding)
+                seconds = round((time.perf_counter() - began) / len(left), 3)
+                rows = [
+                    {"id": item.id, "asked": _asked(item), "seconds": seconds, "replies": turns}
+                    for item, turns in zip(left, replies, strict=True)
+                ]
+                said.append(rows)
+            bar.update(len(batch))
+
+
+def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Items that can be asked together, similar lengths side by side; the same ones every time."""
+    by_way: dict[tuple[int, str], list[Item]] = {}
+    for item in items:
+        by_way.setdefault((len(item.turns), item.prefill), []).append(item)
+    for group in by_way.values():
+        group = sorted(group, key=lambda item: (sum(map(len, item.turns)), item.id))
+        for start in range(0, len(group), BATCH):
+            yield group[start : start + BATCH]
+
+
+def _replies(backend: Backend, items: Sequence[Item], decoding: Decoding) -> list[list[dict]]:
+    scripts, prefill = [item.turns for item in items], items[0].prefill
+    several = len(scripts[0]) > 1
+    if several and not prefill:
+        played = backend.play(scripts, decoding)
+    else:
+        played = [[] for _ in items]
+        if several:
+            played = backend.play([turns[:-1] for turns in scripts], decoding)
+        dialogues = [
+            as_turns(turns, [reply.text for reply in before])
+            for turns, before in zip(scripts, played, strict=True)
+        ]
+        last = backend.reply(dialogues, decoding, prefill)
+        played = [[*before, reply] for before, reply in zip(played, last, strict=True)]
+    return [[asdict(reply) for reply in turns] for turns in played]
+
+
+def check_row(log: Log, item: Item, is_one: Callable[[dict, int], bool]) -> None:
+    """Raise a LogError where the log's row for an item is of something else, or is none.
+
+    A benchmark's file may have changed under its ids.
+    """
+    row = log.rows.get(item.id)
+    if row is None:
+        return
+    same = {"asked": _asked(item), "set": item.set, "kind": item.kind, "attack": item.attack}
+    if any(row.get(name, value) != value for name, value in same.items()):
+        raise LogError(
+            f"{log.path}: item {item.id!r} is not what it was when the run began; start anew."
+        )
+    if not is_one(row, len(item.turns)):
+        raise LogError(
+            f"{log.path}: the line of {item.id!r} is damaged: delete it, and it is made again."
+        )
+
+
+def is_reply(row: dict, turns: int) -> bool:
+    fields = {"text": str, "prompt_tokens": int, "new_tokens": int, "finished": bool}
+    return (
+        {"asked", "seconds", "replies"} <= row.keys()
+        and isinstance(row["seconds"], float)
+        and are(row["replies"], dict, turns)
+        and all(
+            isinstance(r.get(name), kind) for r in row["replies"] for name, kind in fields.items()
+        )
+    )
+
+
+def are(values: object, kind: type, n: int) -> bool:
+    return (
+        isinstance(values, list) and len(values) == n and all(isinstance(v, kind) for v in values)
+    )
+
+
+def _asked(item: Item) -> str:
+    return digest([item.request, item.turns, item.prefill])[:16]

@@ -1,0 +1,76 @@
+"""A reply, how it is drawn, and what can reply: a model on this machine or behind a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from xb_lite.dialogues import Dialogue, check_dialogue
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How replies are drawn: greedy at ``temperature`` 0, else sampled from ``seed``.
+
+    ``max_new_tokens`` bounds one reply, a prefill not counted. A sampled reply depends on what else
+    is asked in its batch: the same call with the same ``seed`` repeats it.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"{self}: max_new_tokens must be at least 1, temperature at least 0, and top_p "
+                "above 0 and at most 1."
+            )
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One reply. ``text`` begins with the prefill, if there was one; ``finished`` is False where
+    ``max_new_tokens`` cut it short; token counts are the backend's own."""
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    finished: bool
+
+
+class Backend(Protocol):
+    """What can reply: a model on this machine, or one behind a server."""
+
+    def reply(
+        self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
+    ) -> list[Reply]:
+        """One reply to each dialogue, in their order; all begin with ``prefill``."""
+        ...
+
+    def play(self, scripts: Sequence[Sequence[str]], decoding: Decoding) -> list[list[Reply]]:
+        """The replies to each script's user turns, earlier turns and replies being history."""
+        ...
+
+
+def check_open(dialogues: Sequence[Dialogue]) -> None:
+    """Raise a ValueError that names the first dialogue that does not wait for a reply."""
+    for i, dialogue in enumerate(dialogues):
+        try:
+            check_dialogue(dialogue)
+        except ValueError as error:
+            raise ValueError(f"dialogue {i}: {error}") from error
+        if dialogue[-1]["role"] == "assistant":
+            raise ValueError(f"dialogue {i} ends with the assistant's turn; there is none to make.")
+
+
+def check_scripts(scripts: Sequence[Sequence[str]]) -> None:
+    """Raise a ValueError that names the first script that is not a list of user turns."""
+    for i, script in enumerate(scripts):
+        if isinstance(script, str) or not script:
+            raise ValueError(f"script {i} is not a non-empty list of user turns: {script!r:.60}")
+        for turn in script:
+            if not isinstance(turn, str) or not turn.strip():
+                raise ValueError(f"script {i} has a turn that is not a text: {turn!r:.60}")

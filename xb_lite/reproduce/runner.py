@@ -1,0 +1,180 @@
+"""Make every result of the manifest that is missing, one after another or several workers at once.
+
+A worker takes the first task that no other one holds. It can be killed at any time: an evaluation
+goes on from its log, a training from its last checkpoint, and a result is written whole.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from xb_lite.data.items import Item
+from xb_lite.evaluation.runs import evaluate_subject
+from xb_lite.files import cache_folder, digest
+from xb_lite.intention.prompts import restates
+from xb_lite.judges.named import judges_named
+from xb_lite.judges.strings import Judge
+from xb_lite.models.loading import precision_of
+from xb_lite.models.precision import Precision
+from xb_lite.replies.cache import ask
+from xb_lite.replies.subjects import Subject
+from xb_lite.replies.types import Decoding
+from xb_lite.reproduce.manifest import MANIFEST, Plan, items_of, load_manifest
+from xb_lite.reproduce.status import Task, tasks_of
+from xb_lite.reproduce.subjects import subject_of
+from xb_lite.results.contract import rate_row
+from xb_lite.results.frames import write_index
+from xb_lite.results.stats import rate
+
+ROOT = Path(__file__).parents[2]
+
+
+def reproduce(
+    folder: str | os.PathLike[str] = "results",
+    *,
+    only: Sequence[str] = (),
+    tier: str | None = None,
+    files: Mapping[str, str] | None = None,
+    manifest: str | os.PathLike[str] = MANIFEST,
+) -> list[Task]:
+    """Make what of the manifest is missing in a folder of results, and say how far it is.
+
+    What another worker is making is left to it. What is stale is left as it is: delete the file,
+    with its log, and it is made again.
+
+    Args:
+        folder: of the results.
+        only, tier: as in ``tasks_of``.
+        files: your copies of public sets, by name.
+        manifest: the file.
+
+    Returns:
+        All tasks that are meant, as they are at the end.
+
+    Raises:
+        ManifestError: see ``load_manifest``.
+        ValueError: nothing is meant by ``only``, a script is not there (the package runs outside
+            its repository), or the items of a plan are not those of the manifest. And the errors
+            of training and evaluation.
+    """
+    book = load_manifest(manifest)
+    look = partial(tasks_of, book, folder, only, tier)
+    held: set[str] = set()
+    while todo := [t for t in look() if t.state == "missing" and t.path not in held]:
+        for task in todo:
+            lock = _lock(Path(folder), task.path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                held.add(task.path)
+                continue
+            try:
+                if not (Path(folder) / task.path).exists():  # another worker may just be done
+                    print(progress(look(), task), flush=True)
+                    _make(task, Path(folder), files)
+                write_index((Path(folder) / task.path).parent)
+            finally:
+                lock.release()
+            break
+    return look()
+
+
+def progress(tasks: Sequence[Task], task: Task | None = None) -> str:
+    """One line: how many are done, what is missing and stale, and the hours that are left on one
+    machine like that of the others."""
+    count = {state: sum(t.state == state for t in tasks) for state in ("done", "missing", "stale")}
+    hours = sum(t.seconds for t in tasks if t.state == "missing") / 3600
+    line = f"{count['done']} of {len(tasks)} done, {count['missing']} missing"
+    line += f", {count['stale']} stale" if count["stale"] else ""
+    line += f", about {hours:.1f} h left" if count["missing"] else ""
+    return f"{line}; now {task.path}" if task else line
+
+
+def _lock(folder: Path, path: str) -> FileLock:
+    place = cache_folder() / "locks" / f"{path.replace('/', '_')}.lock"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(place)
+
+
+def _make(task: Task, folder: Path, files: Mapping[str, str] | None) -> None:
+    if task.script:
+        _run_script(task, folder, files)
+        return
+    plan, setting = task.plan, task.setting
+    items = _items(plan, files)
+    precision = precision_of(setting.model, exact=plan.exact)
+    decoding = Decoding(plan.max_new_tokens)
+    with subject_of(setting, task.seed, precision) as subject:
+        if not plan.capability:
+            subject = replace(subject, model=None, tokenizer=None)
+        more = partial(restatements, subject, items, decoding, precision)
+        path = evaluate_subject(
+            subject,
+            items,
+            precision,
+            decoding,
+            folder / plan.folder,
+            split=plan.split,
+            judged_by=_judges(tuple(plan.judges)),
+            more_rows=more if plan.restated else list,
+        )
+    if path != folder / task.path:
+        raise ValueError(f"{path} was written in place of {task.path}: a name of the setting.")
+
+
+@cache
+def _judges(names: tuple[str, ...]) -> list[Judge]:
+    return judges_named(names)
+
+
+def _items(plan: Plan, files: Mapping[str, str] | None) -> list[Item]:
+    items = items_of(plan, files)
+    found = digest([(item.id, item.request, item.turns, item.prefill) for item in items])
+    if plan.digest not in (None, found):
+        raise ValueError(
+            f"the items of plan {plan.name} have the digest {found[:12]}, not {plan.digest[:12]} "
+            "of the manifest: a public set is another edition, or a corpus was changed."
+        )
+    return items
+
+
+def restatements(
+    subject: Subject, items: Sequence[Item], decoding: Decoding, precision: Precision
+) -> list[dict]:
+    """Rows ``restated`` and ``restated-only`` by set and attack: which last replies begin with the
+    intention, and which of them also end within the limit, so that there is nothing else in them.
+
+    Replies are taken from the cache.
+    """
+    replies = ask(subject.backend, items, decoding, subject=subject.identity(precision))
+    found: dict[tuple[str, str], list[tuple[bool, bool]]] = {}
+    for item, turns in zip(items, replies, strict=True):
+        begins = restates(turns[-1].text)
+        only = begins and turns[-1].finished
+        found.setdefault((item.set, item.attack), []).append((begins, only))
+    return [
+        rate_row(rate(column), metric, set_, attack, None)
+        for (set_, attack), pairs in found.items()
+        for metric, column in zip(
+            ("restated", "restated-only"), zip(*pairs, strict=True), strict=True
+        )
+    ]
+
+
+def _run_script(task: Task, folder: Path, files: Mapping[str, str] | None) -> None:
+    script, *words = task.script.command
+    is_file = script.endswith(".py")
+    if is_file and not (ROOT / script).is_file():
+        raise ValueError(f"{task.path} is made by {script}, which is in the book's repository.")
+    start = [str(ROOT / script)] if is_file else ["-m", script]
+    copies = {name: f"{name}={path}" for name, path in (files or {}).items()}
+    words = [copies.get(word, word.replace("{results}", str(folder))) for word in words]
+    subprocess.run([sys.executable, *start, *words], check=True)

@@ -1,0 +1,60 @@
+"""The subject of a setting: trained, scaled, steered or prompted, with what is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from xb_lite.boundary.steering import refusal_direction, steered
+from xb_lite.corpora import load_corpus
+from xb_lite.files import cache_folder
+from xb_lite.intention.defenses import prompted
+from xb_lite.models.adapters import scale_adapter
+from xb_lite.models.precision import Precision
+from xb_lite.recipes import load_recipe
+from xb_lite.replies.subjects import Subject, local_subject
+from xb_lite.reproduce.manifest import Setting
+from xb_lite.training.defense import train_defense
+
+LAYER = 14  # of the steering vector
+
+
+@contextmanager
+def subject_of(setting: Setting, seed: int | None, precision: Precision) -> Iterator[Subject]:
+    """A setting's subject; within the context alone if it is steered.
+
+    An adapter that was trained or scaled before is taken from the cache.
+
+    Raises:
+        RecipeError: there is no recipe for the method and model. And the errors of ``train``.
+    """
+    if setting.method == "none":
+        yield local_subject(setting.model, precision)
+    elif setting.method == "steering":
+        subject = local_subject(setting.model, precision)
+        prompts = [[row.prompt for row in load_corpus(k, "train")] for k in ("harmful", "benign")]
+        vector = refusal_direction(subject.model, subject.tokenizer, *prompts, LAYER)
+        with steered(subject.model, LAYER, vector, setting.strength):
+            yield replace(
+                subject,
+                defense=setting.defense(),
+                method="steering",
+                strength=setting.strength,
+            )
+    elif setting.trained:
+        yield local_subject(setting.model, precision, _trained(setting, seed))
+    else:
+        yield prompted(local_subject(setting.model, precision), setting.method)
+
+
+def _trained(setting: Setting, seed: int) -> Path:
+    """The folder of the adapter."""
+    adapters = cache_folder() / "adapters" / setting.model
+    whole = replace(setting, strength=None)
+    folder = adapters / whole.defense(seed)
+    train_defense(load_recipe(setting.recipe, **setting.changes), folder, seed=seed)
+    if setting.strength is None:
+        return folder
+    return scale_adapter(folder, setting.strength, adapters / setting.defense(seed))

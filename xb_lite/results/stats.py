@@ -1,0 +1,146 @@
+"""Rates and differences of rates, each with its n and its 95 % interval.
+
+A number without both says nothing; 03_evaluation shows how an interval shrinks with n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest, norm, t
+
+
+@dataclass(frozen=True)
+class Rate:
+    """``k`` of ``n``, with the Wilson score interval from ``low`` to ``high`` (95 %)."""
+
+    k: int
+    n: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        return self.k / self.n
+
+    def __str__(self) -> str:
+        return f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}], {self.k} of {self.n}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher a rate is on one side, ``value`` in -1 to 1, on the same ``n`` items.
+
+    ``low`` to ``high`` is the 95 % interval over items of Bonett and Price (2012), ``p`` is
+    McNemar's exact test.
+    """
+
+    value: float
+    n: int
+    low: float
+    high: float
+    p: float
+
+    def __str__(self) -> str:
+        points = [f"{100 * x:+.0f}" for x in (self.value, self.low, self.high)]
+        return f"{points[0]} points [{points[1]}, {points[2]}], n = {self.n}, p = {self.p:.2g}"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of ``n`` values, with its 95 % interval from ``low`` to ``high``."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}], n = {self.n}"
+
+
+def rate(outcomes: Sequence[bool]) -> Rate:
+    """The share of True among ``outcomes``, an item each (Wilson, 1927).
+
+    Items are taken to be independent. Requests that share a wrapper are not: for other wrappers the
+    interval is too narrow.
+
+    Raises:
+        ValueError: there are no outcomes.
+    """
+    n, k = len(outcomes), int(np.sum(np.asarray(outcomes, dtype=bool)))
+    if not n:
+        raise ValueError("a rate of no items: nothing was measured.")
+    interval = binomtest(k, n).proportion_ci(0.95, method="wilson")
+    return Rate(k, n, float(interval.low), float(interval.high))
+
+
+def mean(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> Mean:
+    """The mean of values of one item each, and by bootstrap how far other items would move it.
+
+    Raises:
+        ValueError: there are no values, or one is not finite.
+    """
+    found = _finite(values)
+    draw = np.random.default_rng(seed)
+    means = [found[draw.integers(found.size, size=found.size)].mean() for _ in range(draws)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Mean(float(found.mean()), found.size, float(low), float(high))
+
+
+def mean_of_runs(values: Sequence[float]) -> Mean:
+    """The mean of one value a run, with Student's 95 % interval: a few are too few for a bootstrap.
+
+    Of one run, which says nothing of others, the interval is as wide as twice the value.
+
+    Raises:
+        ValueError: as in ``mean``.
+    """
+    found = _finite(values)
+    middle, half = float(found.mean()), abs(float(found.mean()))
+    if found.size > 1:
+        half = float(t.ppf(0.975, found.size - 1) * found.std(ddof=1) / found.size**0.5)
+    return Mean(middle, found.size, middle - half, middle + half)
+
+
+def difference(one: Sequence[bool], other: Sequence[bool]) -> Difference:
+    """Rate of ``one`` minus rate of ``other``, where both are outcomes of the same items in order.
+
+    Raises:
+        ValueError: there are no outcomes, or the two are not of the same items.
+    """
+    if len(one) != len(other) or not len(one):
+        raise ValueError(
+            f"{len(one)} and {len(other)} outcomes: a paired difference is of the same items."
+        )
+    gain = np.asarray(one, dtype=int) - np.asarray(other, dtype=int)
+    wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
+    p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    found = mean_gain(gain)
+    return Difference(found.value, found.n, found.low, found.high, float(p))
+
+
+def mean_gain(gains: Sequence[float]) -> Mean:
+    """The mean of gains from -1 to 1, one an item, with the interval of Bonett and Price (2012).
+
+    It counts an item more that wins and one that loses, so that it has a width even where no item
+    differs. Theirs is for gains of -1, 0 and 1; this is the same for those between, as of an item
+    that several seeds were asked.
+
+    Raises:
+        ValueError: as in ``mean``.
+    """
+    gain = _finite(gains)
+    more = np.append(gain, [1, -1])
+    half = norm.ppf(0.975) * more.std() / more.size**0.5
+    low, high = np.clip([more.mean() - half, more.mean() + half], -1, 1)
+    return Mean(float(gain.mean()), gain.size, float(low), float(high))
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    found = np.asarray(values, dtype=float)
+    if not found.size or not np.isfinite(found).all():
+        raise ValueError(f"a mean of {found.size} values, not all of which are finite numbers.")
+    return found

@@ -1,0 +1,131 @@
+"""A model on this machine behind the proxy, telling its answer token by token.
+
+It is run by ``LocalBackend``, so that the second stage of Intention Analysis re-uses the key-value
+cache of the first here, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from anyio import CapacityLimiter, from_thread
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from xb_lite.dialogues import Dialogue, as_dialogue, render
+from xb_lite.models.precision import Precision
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.types import Backend, Decoding, Reply
+from xb_lite.serve.requests import FOR_SERVERS, Asked, ServingError
+from xb_lite.serve.upstreams import Tell
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model on this machine; it answers one request at a time."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    precision: Precision
+    room: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+
+    def backend(self, asked: Asked, tell: Tell | None) -> Backend:
+        for name in FOR_SERVERS:
+            if asked.fields.get(name):
+                what = f"{name} is not supported by a model on the proxy's machine; leave it out."
+                raise ServingError(400, what, name)
+        options = {"asked": asked, "tell": tell, "precision": self.precision}
+        return _LocalRequest(self.model, self.tokenizer, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LocalRequest(LocalBackend):
+    asked: Asked
+    tell: Tell | None
+
+    def reply(
+        self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
+    ) -> list[Reply]:
+        self._check_length(dialogues, decoding.max_new_tokens)
+        silent = 0 if decoding is self.asked.decoding else 1
+        return self._telling(silent).reply(dialogues, decoding, prefill)
+
+    def reply_twice(
+        self,
+        dialogues: Sequence[Dialogue],
+        turn: str,
+        first: Decoding,
+        decoding: Decoding,
+        prefill: str = "",
+    ) -> list[list[Reply]]:
+        said = {"role": "assistant", "content": "."}
+        longer = [[*dialogue, said, *as_dialogue(turn)] for dialogue in dialogues]
+        self._check_length(longer, first.max_new_tokens + decoding.max_new_tokens)
+        return self._telling(1).reply_twice(dialogues, turn, first, decoding, prefill)
+
+    def _telling(self, silent: int) -> LocalBackend:
+        model = _TellingModel(self.model, self.tokenizer, self.tell, silent)
+        return LocalBackend(model, self.tokenizer, precision=self.precision)
+
+    def _check_length(self, dialogues: Sequence[Dialogue], new: int) -> None:
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        for dialogue in dialogues:
+            text = render(self.tokenizer, dialogue)
+            tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if most and tokens + new > most:
+                raise ServingError(
+                    400,
+                    f"the messages have {tokens} tokens with the defense's words, and up to {new} "
+                    f"would follow; the model takes {most} in all: shorten the messages or lower "
+                    "max_tokens.",
+                    "messages",
+                    "context_length_exceeded",
+                )
+
+
+class _TellingModel:
+    """A model that tells what it says, but not the first ``silent`` times that it generates."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        tell: Tell | None,
+        silent: int,
+    ) -> None:
+        self.model, self.tokenizer, self.tell, self.silent = model, tokenizer, tell, silent
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.model, name)
+
+    def generate(self, *args, **options):
+        streamer = _Pieces(self.tokenizer, None if self.silent else self.tell)
+        self.silent = max(0, self.silent - 1)
+        return self.model.generate(*args, streamer=streamer, **options)
+
+
+class _Pieces(BaseStreamer):
+    """Tells the text of one row of tokens as they come, and stops where the client has left."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tell: Tell | None) -> None:
+        self.tokenizer, self.tell = tokenizer, tell
+        self.ids: list[int] | None = None  # None until the prompt has gone by
+        self.told = 0
+
+    def put(self, value: Tensor) -> None:
+        from_thread.check_cancelled()
+        if self.ids is None or self.tell is None:
+            self.ids = []
+            return
+        # One token late: the newest may be the end tag. And of a character all its tokens.
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True).rstrip("\ufffd")
+        self.ids += value.flatten().tolist()
+        if len(text) > self.told:
+            from_thread.run(self.tell, text[self.told :])
+            self.told = len(text)
+
+    def end(self) -> None:
+        """The rest is in the reply."""

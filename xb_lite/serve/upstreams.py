@@ -1,0 +1,161 @@
+"""What answers behind the proxy, telling its answer as it goes: here, a server.
+
+A defense asks a backend once or more and waits. So it runs in a thread, against a backend made for
+one request, which tells one reply piece by piece: the one that is asked for with the client's own
+``Decoding``, as every defense of ``intention`` asks for its last stage and for no other. When the
+client leaves, what the thread waits for is cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import openai
+from anyio import CapacityLimiter, from_thread
+
+from xb_lite.dialogues import Dialogue
+from xb_lite.replies.server import HERE, RemoteBackend
+from xb_lite.replies.types import Backend, Decoding, Reply
+from xb_lite.serve.requests import Asked, ServingError
+
+Tell = Callable[[str], Awaitable[None]]
+
+
+class Upstream(Protocol):
+    """A model to put a defense in front of. ``name`` is what clients see; ``room`` bounds the
+    requests under way, the others wait."""
+
+    name: str
+    room: CapacityLimiter
+
+    def backend(self, asked: Asked, tell: Tell | None) -> Backend:
+        """A backend for one request, to be used in a worker thread of anyio.
+
+        The reply at this very ``asked.decoding`` goes through ``tell`` as it is said; what was not
+        told at the end is in the reply's text.
+
+        Raises:
+            ServingError: the model cannot do what is asked; from its replies, too.
+        """
+        ...
+
+
+class RemoteModel:
+    """A chat model behind an OpenAI-compatible server, under the server's ``name`` for it.
+
+    What the client says about decoding reaches the last stage as it stands; other stages have
+    their own. With a ``key`` that is sent for every client, else each client's own. A server that
+    does not count its tokens has used 0.
+
+    Raises:
+        ValueError: an address, key or ``timeout`` (seconds without a word) that cannot be.
+    """
+
+    def __init__(self, url: str, name: str, key: str | None = None, timeout: float = 120.0) -> None:
+        RemoteBackend(url, name, key or "a client's", timeout=timeout)  # for its checks
+        self.url, self.name, self.key, self.timeout = url, name, key, timeout
+        self.room = CapacityLimiter(100)
+        elsewhere = urlsplit(url).hostname not in HERE
+        self.client = openai.AsyncOpenAI(
+            base_url=url,
+            api_key=key or "none",
+            timeout=timeout,
+            max_retries=0,  # clients try again by themselves
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=elsewhere),
+        )
+
+    def backend(self, asked: Asked, tell: Tell | None) -> Backend:
+        return _RemoteRequest(self, asked, tell)
+
+
+@dataclass(frozen=True)
+class _RemoteRequest:
+    server: RemoteModel
+    asked: Asked
+    tell: Tell | None
+
+    def reply(
+        self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
+    ) -> list[Reply]:
+        """``prefill`` is empty: no client sends one."""
+        return [from_thread.run(self._ask, dialogue, decoding) for dialogue in dialogues]
+
+    async def _ask(self, dialogue: Dialogue, decoding: Decoding) -> Reply:
+        fields, tell = self.asked.fields, self.tell
+        if decoding is not self.asked.decoding:
+            # Some servers know only one of the two names: the client's.
+            limit = "max_completion_tokens"
+            fields = {limit if limit in fields else "max_tokens": decoding.max_new_tokens}
+            fields |= {name: getattr(decoding, name) for name in ("temperature", "top_p", "seed")}
+            tell = None
+        if tell:
+            fields = {**fields, "stream": True, "stream_options": {"include_usage": True}}
+        own = self.asked.key and not self.server.key
+        try:
+            answer = await self.server.client.chat.completions.create(
+                model=self.server.name,
+                messages=dialogue,
+                extra_headers={"Authorization": self.asked.key} if own else None,
+                **fields,
+            )
+            if not tell:
+                choice = answer.choices[0]
+                return _reply(choice.message.content, choice.finish_reason, answer.usage)
+            async with answer:
+                return await _told(answer, tell)
+        except Exception as error:  # openai does not check what a server sends
+            raise self._failure(error) from None
+
+    def _failure(self, error: Exception) -> ServingError:
+        """What is wrong and what to do, in a sentence without the key."""
+        who = f"{self.server.name} at {self.server.url}"
+        if isinstance(error, openai.APITimeoutError):  # is a connection error, too
+            what = f"{who} was silent for {self.server.timeout:g} seconds"
+            return ServingError(504, f"{what}; try again, or raise --timeout of the proxy.")
+        if isinstance(error, openai.APIConnectionError):
+            what = f"{who} cannot be reached, or hung up"
+            return ServingError(502, f"{what}; start it, or correct --server of the proxy.")
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            what = f"{who} wants a key, or another"  # its own words may quote the key
+            to_do = "set the client's api_key, or OPENAI_API_KEY of the proxy"
+            return ServingError(error.status_code, f"{what}; {to_do}.", code=error.code)
+        if type(error) is not openai.APIError and not isinstance(error, openai.APIStatusError):
+            what = f"{who} gave no chat completion"
+            return ServingError(502, f"{what}; correct --server of the proxy (most end in /v1).")
+        words = error.body.get("message") if isinstance(error.body, dict) else error.body
+        words = " ".join(str(words or error.body or "nothing more").split())
+        for key in filter(None, (self.server.key, self.asked.key)):
+            words = words.replace(key.split()[-1], "…")
+        status = getattr(error, "status_code", 502)  # none where it failed amid a stream
+        if not 400 <= status < 500:
+            return ServingError(502, f"{who} failed (it says: {words:.300}); its log says why.")
+        what = f"{who} refuses the request (it says: {words:.300})."
+        wait = error.response.headers.get("retry-after")
+        return ServingError(status, what, error.param, error.code, wait)
+
+
+async def _told(chunks: openai.AsyncStream, tell: Tell) -> Reply:
+    text, end, usage = "", None, None
+    async for chunk in chunks:
+        usage = chunk.usage or usage
+        for choice in chunk.choices[:1]:
+            if piece := choice.delta.content:
+                text += piece
+                await tell(piece)
+            end = choice.finish_reason or end
+    if end is None:
+        raise openai.APIConnectionError(request=chunks.response.request)
+    return _reply(text, end, usage)
+
+
+def _reply(text: str | None, end: str, usage: object) -> Reply:
+    """Raises ValueError where there is no text and no reason for it."""
+    if text is None and end in ("stop", "length", "content_filter"):
+        text = ""
+    if not isinstance(text, str):
+        raise ValueError(f"no text, but {end}")
+    counts = (getattr(usage, f"{which}_tokens", 0) or 0 for which in ("prompt", "completion"))
+    return Reply(text, *counts, finished=end != "length")

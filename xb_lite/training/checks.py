@@ -1,0 +1,96 @@
+"""What can be known before a run: whether recipe, model, machine and folder fit each other."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from xb_lite.hidden import decoder_layers
+from xb_lite.models.adapters import read_run
+from xb_lite.models.packing import relative_error
+from xb_lite.recipes import LINEAR, Budget, Recipe, RecipeError
+from xb_lite.training.baselines import BY_TRL, import_trl
+from xb_lite.training.lora import TrainingError, passes
+
+ROUNDING = 0.05  # relative error of states that bf16 weights can have
+
+
+def check_fit(recipe: Budget, model: PreTrainedModel) -> None:
+    """Whether ``model`` can be trained by a recipe; it is in evaluation mode afterwards.
+
+    Raises:
+        RecipeError: it has too few layers or other linear layers than LoRA is on, or its attention
+            cannot do without padding.
+    """
+    layers = decoder_layers(model)
+    recipe.check_model(len(layers))
+    for place, layer in enumerate(layers[: recipe.lora_layers]):
+        _check_linear(type(model).__name__, place, layer)
+    # Of what is above LoRA's layers the loss of X-Boundary reads nothing.
+    top = recipe.lora_layers if isinstance(recipe, Recipe) else len(layers)
+    _check_rows(model.eval(), top - 1)
+
+
+def check_place(recipe: Budget, folder: Path, resume: bool) -> None:
+    """Whether this machine can follow a recipe and keep its adapter in ``folder``, which is made.
+    A finished run that is not to begin anew needs neither.
+
+    Raises:
+        TrainingError: a package is missing, the processes cannot share a step, or the folder cannot
+            be written to.
+    """
+    if resume and read_run(folder) is not None:
+        return
+    if recipe.method in BY_TRL:
+        import_trl()
+    passes(recipe)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise TrainingError(
+            f"the folder {folder} cannot be written to ({error.strerror}): take another."
+        ) from error
+
+
+def _check_linear(name: str, place: int, layer: nn.Module) -> None:
+    modules = {path.rpartition(".")[2]: module for path, module in layer.named_modules()}
+    missing = [linear for linear in LINEAR if linear not in modules]
+    # Experts and convolutions are not always modules of their own, but their weights have 3 axes.
+    others = [
+        other
+        for other, module in modules.items()
+        if other not in LINEAR
+        and (
+            isinstance(module, nn.Linear)
+            or any(value.dim() > 2 for value in module.parameters(recurse=False))
+        )
+    ]
+    found = [f"no {', '.join(missing)}"] * bool(missing)
+    found += [f"{', '.join(others)} besides"] * bool(others)
+    if found:
+        raise RecipeError(
+            f"{name} cannot be trained by a recipe: LoRA is on {', '.join(LINEAR)}, and its "
+            f"decoder layer {place} has {', and '.join(found)}. Take a model that has these linear "
+            "layers alone, such as Llama, Mistral, Qwen2 or Gemma 3."
+        )
+
+
+def _check_rows(model: PreTrainedModel, layer: int) -> None:
+    name = type(model).__name__
+    advice = "take a model with plain attention, such as Llama, Mistral, Qwen2 or Gemma 3."
+    try:
+        error = relative_error(model, layer)
+    except Exception as reason:  # families refuse in ways of their own
+        said = str(reason).strip().splitlines() or [type(reason).__name__]
+        raise RecipeError(
+            f"{name} cannot be trained without padding ({said[0]}): {advice}"
+        ) from reason
+    if error > ROUNDING:
+        raise RecipeError(
+            f"{name} cannot be trained without padding (its states change by {error:.2g}): {advice}"
+        )
