@@ -5,12 +5,19 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tiny import tiny_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from xb_lite import hidden
 from xb_lite.dialogues import as_dialogue, encode
-from xb_lite.hidden import batches_by_length, decoder_layers, hidden_states, watch_layers
+from xb_lite.hidden import (
+    batches_by_length,
+    decoder_layers,
+    hidden_states,
+    layers_at,
+    watch_layers,
+)
 
 TINY = {
     "hidden_size": 32,
@@ -235,3 +242,11 @@ def test_default_model_agrees_with_transformers(default_model):
     for place, layer in enumerate((9, 19)):
         last = torch.stack([wanted[layer + 1][i, n - 1] for i, n in enumerate(lengths)])
         assert relative(found[:, place], last) < 1e-4
+
+
+def test_layers_at_shares_of_the_depth(tokenizer):
+    model = tiny_model(tokenizer, num_hidden_layers=6)
+    assert layers_at(model, [1 / 6, 1 / 3, 0.5, 1.0]) == [0, 1, 2, 5]
+    assert layers_at(model, [0.01]) == [0]
+    with pytest.raises(ValueError, match="above 0 and at most 1, not 0"):
+        layers_at(model, [0.0])

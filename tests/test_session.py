@@ -7,6 +7,7 @@ import pytest
 
 from xb_lite import figures, session
 from xb_lite.dialogues import as_dialogue, encode
+from xb_lite.models.loading import ALIGNED
 
 
 def test_profile_comes_from_the_environment(monkeypatch, capsys):
@@ -28,6 +29,21 @@ def test_unknown_profile_is_named(monkeypatch):
     monkeypatch.setenv("XB_PROFILE", "fast")
     with pytest.raises(ValueError, match="'fast'; it must be one of smoke, quick, full"):
         session.start()
+
+
+def test_the_readers_model_is_chosen_in_one_place(monkeypatch, capsys):
+    monkeypatch.delenv("XB_MODEL", raising=False)
+    own = session.start()
+    assert (own.model, own.is_default, own.aligned) == ("smollm2-135m", True, ALIGNED)
+    monkeypatch.setenv("XB_MODEL", "qwen2.5-coder-0.5b")
+    other = session.start()
+    assert other.model == other.aligned == "qwen2.5-coder-0.5b" and not other.is_default
+    assert "tier cpu, qwen2.5-coder-0.5b" in capsys.readouterr().out
+    assert session.start("org/name").model == "org/name"
+    monkeypatch.delenv("XB_MODEL")
+    for tier, model in session.MODELS.items():
+        monkeypatch.setattr(session, "tier", lambda tier=tier: tier)
+        assert session.start().model == model
 
 
 def test_scatter_gives_each_kind_its_color_and_marker():

@@ -94,6 +94,21 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     raise ValueError(f"{type(model).__name__} has no list of {count} decoder layers.")
 
 
+def layers_at(model: nn.Module, shares: Sequence[float]) -> list[int]:
+    """The decoder layers (from 0) that end at these shares of the depth.
+
+    Raises:
+        ValueError: a share is not above 0 and at most 1.
+
+    Example:
+        Of 30 layers, ``layers_at(model, [1 / 3, 2 / 3, 1])`` are ``[9, 19, 29]``.
+    """
+    if wrong := [share for share in shares if not 0 < share <= 1]:
+        raise ValueError(f"a share of the depth is above 0 and at most 1, not {wrong[0]}.")
+    depth = len(decoder_layers(model))
+    return [max(1, round(share * depth)) - 1 for share in shares]
+
+
 @contextmanager
 def watch_layers(
     model: nn.Module, layers: Sequence[int], see: Callable[[int, Tensor], None], stop: bool = True

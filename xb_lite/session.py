@@ -1,7 +1,8 @@
-"""The first cell of every notebook: where am I, how much may I compute, and in what numbers.
+"""The first cell of every notebook: where am I, how much may I compute, with which model.
 
 ``XB_PROFILE`` sets how much a notebook does: ``smoke`` (CI), ``quick`` (a reader, about two minutes
-a chapter on two CPU cores; the default) or ``full``.
+a chapter on two CPU cores; the default) or ``full``. ``XB_MODEL`` sets the model that the chapters
+work on: a name, a folder or a hub id for ``load_model``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,17 @@ import torch
 import transformers
 
 from xb_lite.figures import use_style
-from xb_lite.models.loading import precision_of
+from xb_lite.models.cached import DEFAULT
+from xb_lite.models.loading import ALIGNED, precision_of
 from xb_lite.models.precision import Precision
 
 PROFILES = ("smoke", "quick", "full")
+# Ungated, and small enough for the machine's memory with gradients.
+MODELS = {
+    "cpu": DEFAULT,
+    "t4": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "a100": "Qwen/Qwen2.5-7B-Instruct",
+}
 
 
 T = TypeVar("T")
@@ -28,11 +36,23 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Session:
     """What ``start`` found. ``tier`` is ``cpu``, ``t4`` or ``a100``, the columns of the tables;
-    ``precision`` that of the default model."""
+    ``model`` is the name of the reader's model, and ``precision`` its precision."""
 
     profile: str
     tier: str
+    model: str
     precision: Precision
+
+    @property
+    def aligned(self) -> str:
+        """The model that refuses plain harmful requests: of the default model a version that was
+        taught to, of any other itself."""
+        return ALIGNED if self.model == DEFAULT else self.model
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the book's own results are of the reader's model."""
+        return self.model == DEFAULT
 
     def pick(self, *, smoke: T, quick: T, full: T | None = None) -> T:
         """The value for the current profile; ``full`` is as ``quick`` where it is not given."""
@@ -42,13 +62,17 @@ class Session:
     def __str__(self) -> str:
         versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "xb-lite"))
         return (
-            f"profile {self.profile}, tier {self.tier}\n{self.precision}\n"
+            f"profile {self.profile}, tier {self.tier}, {self.model}\n{self.precision}\n"
             f"Python {platform.python_version()}, {versions}"
         )
 
 
-def start() -> Session:
-    """Set the figure style, choose profile and precision, and print them.
+def start(model: str | None = None) -> Session:
+    """Set the figure style, choose profile, model and precision, and print them.
+
+    Args:
+        model: for ``load_model``; default: ``XB_MODEL``, else that of the machine's tier
+            (``MODELS``).
 
     Raises:
         ValueError: ``XB_PROFILE`` is not a profile.
@@ -58,7 +82,9 @@ def start() -> Session:
         raise ValueError(f"XB_PROFILE is {profile!r}; it must be one of {', '.join(PROFILES)}.")
     use_style()
     transformers.utils.logging.disable_progress_bar()  # loading takes a second here
-    session = Session(profile, tier(), precision_of())
+    here = tier()
+    name = model or os.environ.get("XB_MODEL") or MODELS[here]
+    session = Session(profile, here, name, precision_of(name))
     print(session)
     return session
 
