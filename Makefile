@@ -15,6 +15,7 @@ help:
 	@echo "make serve       show the rendered book at http://127.0.0.1:$(PORT)"
 	@echo "make test        run the tests"
 	@echo "make smoke       run every notebook with small sizes, write nothing into the tree"
+	@echo "make smoke XB_MODEL=NAME   the same on another model, by name, folder or hub id"
 	@echo "make notebooks   run every notebook in place; commit the outputs afterwards"
 	@echo "make check       check the committed notebooks and the rendered book (needs Chromium)"
 	@echo "make reproduce   make the results that are missing; ARGS=\"--status\" says which are there"

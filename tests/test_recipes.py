@@ -17,6 +17,7 @@ from xb_lite.recipes import (
     as_fields,
     changes_of,
     load_recipe,
+    recipe_for,
     recipe_names,
     run_name,
 )
@@ -317,3 +318,14 @@ def test_changes_are_those_of_the_recipe_that_comes_with_the_package():
     changed = load_recipe(name, steps=7, target_layers=[3], source="mine")
     assert changes_of(changed) == {"steps": 7, "target_layers": [3]}
     assert changes_of(load_recipe(name, model="some/model")) == {}
+
+
+def test_a_model_without_a_recipe_gets_the_small_one_fitted_to_its_depth():
+    own = recipe_for("x-boundary", "smollm2-135m-aligned", [3, 7], steps=5)
+    assert own == load_recipe("x-boundary-smollm2-135m", steps=5)
+    assert recipe_for("circuit-breakers", "qwen2.5-coder-0.5b", [3, 7]).model.startswith("qwen")
+    fitted = recipe_for("x-boundary", "org/model", [3, 7], steps=5)
+    assert (fitted.model, fitted.target_layers, fitted.lora_layers) == ("org/model", (3, 7), 8)
+    assert recipe_for("sft", "org/model", [3, 7]).lora_layers == 8
+    with pytest.raises(RecipeError, match="there is no recipe 'magic-smollm2-135m'"):
+        recipe_for("magic", "org/model", [3])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +18,8 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 REFERENCE = ("cache", "adapter-off")
+RETAIN = ("absolute", "relative")
+SEPARATE = ("as_coded", "as_described", "refusal")
 
 
 class RecipeError(ValueError):
@@ -286,6 +288,29 @@ def load_recipe(name: str | os.PathLike[str], /, **changes: object) -> Recipe | 
     return kind(**values)
 
 
+def recipe_for(
+    method: str, model: str, layers: Sequence[int], **changes: object
+) -> Recipe | Baseline:
+    """The recipe that comes with the package for a method and model; for a model that has none,
+    that of SmolLM2-135M, fitted to the model's depth.
+
+    Args:
+        model: for ``load_model``.
+        layers: the target layers of the fitted one, as of ``hidden.layers_at``; LoRA is on all
+            layers up to the last of them.
+
+    Raises:
+        RecipeError: there is no such method, or a change is unknown or cannot be.
+    """
+    own = f"{method}-{model.removesuffix('-aligned')}"
+    if own in recipe_names():
+        return load_recipe(own, **changes)
+    fitted: dict[str, object] = {"model": model, "lora_layers": max(layers) + 1}
+    if issubclass(METHODS.get(method, Baseline), Recipe):
+        fitted["target_layers"] = list(layers)
+    return load_recipe(f"{method}-smollm2-135m", **{**fitted, **changes})
+
+
 def as_fields(recipe: Budget) -> dict[str, object]:
     """The recipe as JSON can hold it."""
     return json.loads(json.dumps(asdict(recipe)))
@@ -300,9 +325,3 @@ def _number(
 ) -> bool:
     known = isinstance(value, int | float) and not isinstance(value, bool)
     return known and least <= value <= most and above < value < math.inf
-
-
-RETAIN = ("absolute", "relative")
-
-
-SEPARATE = ("as_coded", "as_described", "refusal")
