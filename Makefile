@@ -19,6 +19,7 @@ help:
 	@echo "make notebooks   run every notebook in place; commit the outputs afterwards"
 	@echo "make check       check the committed notebooks and the rendered book (needs Chromium)"
 	@echo "make reproduce   make the results that are missing; ARGS=\"--status\" says which are there"
+	@echo "make colab       install the book on top of what Colab has, and run every notebook there"
 	@echo "make address     give another public address: URL=https://github.com/NAME/REPO"
 	@echo "make clean       remove _build (everything that was rendered or run there)"
 
@@ -54,6 +55,9 @@ check: $(ENV)
 reproduce: $(ENV)
 	@$(RUN) -m xb_lite reproduce $(ARGS)
 
+colab: $(ENV)
+	@$(RUN) book/tools/colab.py $(ARGS)
+
 address: $(ENV)
 	@$(RUN) book/tools/address.py "$(URL)"
 
@@ -65,4 +69,4 @@ serve: $(ENV)
 clean:
 	rm -rf _build
 
-.PHONY: help book html test notebooks smoke check reproduce address serve clean
+.PHONY: help book html test notebooks smoke check reproduce colab address serve clean

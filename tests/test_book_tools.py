@@ -18,6 +18,7 @@ TOOLS = ROOT / "book" / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import check_notebooks  # noqa: E402
+import colab  # noqa: E402
 import execute  # noqa: E402
 import notebook_files  # noqa: E402
 import pages  # noqa: E402
@@ -364,3 +365,13 @@ def test_no_port_is_named_but_by_make(tmp_path, capsys):
     render.tell(tmp_path)
     shown = capsys.readouterr().out
     assert "make serve" in shown and "8000" not in shown
+
+
+def test_what_an_installation_replaced_is_named():
+    before = {"torch": "2.11.0", "numpy": "2.1.3", "pip": "24.0", "ipython": "7.34.0"}
+    after = {"torch": "2.12.0", "numpy": "2.1.3", "pip": "25.0", "pot": "0.9.6"}
+    assert colab.replaced(before, after) == [
+        "ipython was 7.34.0 and is gone",
+        "torch was 2.11.0 and is 2.12.0",
+    ]
+    assert colab.replaced(before, {**before, "pot": "0.9.6"}) == []

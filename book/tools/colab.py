@@ -1,0 +1,84 @@
+"""Install the book as Colab does, on top of what Colab has, and run every notebook there.
+
+    python book/tools/colab.py [--torch 2.13.0] [--python python3.11] [--skip-notebooks]
+
+Makes _build/colab, an environment with the versions of tests/colab.json (on Python 3.13 where it is
+to be had), installs the package into it as the first cell of a notebook does, and ends with status
+1 if that replaced anything that was there. Then every notebook runs in the smoke profile.
+``--torch``: another version than Colab's, where only that is to be had as a CPU build.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+from notebook_files import ROOT
+from progress import run
+
+HOME = ROOT / "_build" / "colab"
+COLAB = json.loads((ROOT / "tests" / "colab.json").read_text())
+# Of Colab, too, but of no version that matters here: what a notebook runs in.
+BESIDES = ["ipykernel", "nbclient", "nbformat", "matplotlib", "scikit-learn", "pandas", "openai"]
+
+
+def frozen(interpreter):
+    """Every installed package and its version."""
+    listed = subprocess.run(
+        [interpreter, "-m", "pip", "list", "--format=json"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return {package["name"].lower(): package["version"] for package in json.loads(listed)}
+
+
+def replaced(before, after):
+    """What an installation changed of what was there, a line each."""
+    return [
+        f"{name} was {version} and is {after.get(name, 'gone')}"
+        for name, version in sorted(before.items())
+        if after.get(name) != version and name not in ("pip", "setuptools", "wheel")
+    ]
+
+
+def main(arguments=None):
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--torch", metavar="VERSION", default=COLAB["packages"]["torch"])
+    options.add_argument("--python", metavar="NAME", default=f"python{COLAB['python']}")
+    options.add_argument("--skip-notebooks", action="store_true")
+    chosen = options.parse_args(arguments)
+    wanted = {**COLAB["packages"], "torch": chosen.torch}
+    shutil.rmtree(HOME, ignore_errors=True)
+    HOME.parent.mkdir(exist_ok=True)
+    if not shutil.which(chosen.python):
+        print(f"{chosen.python} is not on the path: {sys.executable} in its place.")
+    python = shutil.which(chosen.python) or sys.executable
+    subprocess.run([python, "-m", "venv", str(HOME)], check=True)
+    interpreter = str(HOME / "bin" / "python")
+    pins = [f"{name}=={version}" for name, version in wanted.items()]
+    install = [interpreter, "-m", "pip", "install", "--quiet"]
+    if status := run([*install, *pins, *BESIDES], "installing what Colab has"):
+        return status
+    before = frozen(interpreter)
+    if status := run([*install, str(ROOT)], "installing the package, as a notebook does"):
+        return status
+    after = frozen(interpreter)
+    lines = replaced(before, after)
+    for line in lines:
+        print(line)
+    print(f"Colab of {COLAB['image']}, {chosen.python}, torch {wanted['torch']}: ", end="")
+    print(f"{len(before)} packages there, {len(lines)} replaced, {len(after) - len(before)} added")
+    if lines or chosen.skip_notebooks:
+        return bool(lines)
+    execute = [interpreter, str(ROOT / "book" / "tools" / "execute.py")]
+    into = ["--into", "_build/colab_smoke", "--profile", "smoke"]
+    return subprocess.run([*execute, *into], cwd=ROOT, env=dict(os.environ)).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
