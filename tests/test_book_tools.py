@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 TOOLS = ROOT / "book" / "tools"
 sys.path.insert(0, str(TOOLS))
 
+import budgets  # noqa: E402
 import check_notebooks  # noqa: E402
 import colab  # noqa: E402
 import execute  # noqa: E402
@@ -375,3 +376,31 @@ def test_what_an_installation_replaced_is_named():
         "torch was 2.11.0 and is 2.12.0",
     ]
     assert colab.replaced(before, {**before, "pot": "0.9.6"}) == []
+
+
+def test_prose_and_code_are_counted_as_a_reader_sees_them():
+    v4 = nbformat.v4
+    hidden = "<details><summary>Solution</summary>\n\nwords that nobody reads\n\n</details>"
+    table = "| one | two |\n|---|---|"
+    cells = [
+        v4.new_markdown_cell(f"# A title\n\nFour [plain](x.md) words more. $x + y$\n\n{hidden}"),
+        v4.new_code_cell("setup = 1"),
+        v4.new_code_cell("a = 1\n\nb = 2"),
+        v4.new_code_cell("c = 3", metadata={"tags": ["hide-input"]}),
+        v4.new_markdown_cell(
+            f"```python\ncode = 1\n```\n\n{table}\n\n## Exercises\n\nNot this."
+        ),
+    ]
+    found = budgets.counts(v4.new_notebook(cells=cells))
+    assert found[:3] == (8, 2, 0)
+    assert budgets.over(Path("00_x.ipynb"), (1201, 60, 4, 9)) == [
+        "1201 words of prose, 1200 at most",
+        "4 figures, 3 at most",
+    ]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_is_within_its_budget(path):
+    if path.stem[:2] in budgets.TO_COME:
+        pytest.skip("not rewritten yet")
+    assert budgets.over(path, budgets.counts(notebook_files.read(path))) == []

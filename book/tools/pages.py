@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import budgets
 from notebook_files import read
 
 SPLITS = ("train", "validation", "test")
@@ -49,6 +50,17 @@ def runs(root, notebooks):
             )
         )
     return table(("Notebook", "Run time", "Profile", "Hardware", "Date"), rows)
+
+
+def reading(root, notebooks):
+    """One row for each chapter: how long it is for its reader, and what is over its budget."""
+    rows = []
+    for path in notebooks:
+        found = budgets.counts(read(path))
+        too_long = "; ".join(budgets.over(path, found)) or "within its budget"
+        rows.append((f"[{title(read(path))}](../notebooks/{path.name})", *found, too_long))
+    head = ("Chapter", "Words", "Lines of code", "Figures", "Minutes to read", "Budget")
+    return table(head, rows)
 
 
 def versions(root, notebooks):
@@ -92,7 +104,7 @@ def corpora(root, notebooks):
 
 
 def carriers(root, notebooks):
-    """How many of everything but prompts there are, by style, family, subject or label and split."""
+    """How many of everything but prompts there are: by style, family, subject or label, and split."""
     parts = []
     for title, name, field in (
         ("Multi-turn scripts", "multi_turn", "style"),
@@ -106,7 +118,7 @@ def carriers(root, notebooks):
     return "\n\n".join(parts)
 
 
-GENERATED = {"runs": runs, "versions": versions, "corpora": corpora, "carriers": carriers}
+GENERATED = {"runs": runs, "reading": reading, "versions": versions, "corpora": corpora, "carriers": carriers}
 
 
 def fill(text, root, notebooks):

@@ -1,0 +1,284 @@
+"""Chapter 3's checks: solutions pass, stubs are silent, and known mistakes get their words."""
+
+import re
+
+import nbformat
+import numpy as np
+import pytest
+from scipy.stats import fisher_exact
+
+from xb_lite.exercises import evaluation as check
+from xb_lite.exercises.verdicts import NOT_YET
+from xb_lite.files import own_file
+from xb_lite.judges.cards import cards
+from xb_lite.judges.strings import X_BOUNDARY
+
+CORPUS = [row.label for row in check.ten_replies()]
+NOTEBOOK = nbformat.read(own_file("notebooks/03_evaluation.ipynb"), as_version=4)
+NAMES = {
+    "ten_labels",
+    "errors",
+    "kappa",
+    "corrected",
+    "best_case_p",
+    "shared_words",
+    "how_many",
+}
+
+
+def solutions():
+    text = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
+    folded = re.findall(r"<summary>Solution</summary>(.*?)</details>", text, re.S)
+    return [re.search(r"```python\n(.*?)```", part, re.S).group(1) for part in folded]
+
+
+def stub(*_):
+    return ...
+
+
+def right_errors(labels, said):
+    complied, called = np.array(labels) == "complied", np.array(said) == "complied"
+    return called[complied].mean(), (~called)[~complied].mean()
+
+
+def labels(**changed):
+    """The labels of the corpus with some changed, ``r3="evaded"``."""
+    found = list(CORPUS)
+    for place, label in changed.items():
+        found[int(place[1:]) - 1] = label
+    return found
+
+
+def test_every_solution_on_the_page_is_right():
+    assert len(solutions()) == len(NAMES)
+    right = set()
+    for source in solutions():
+        from xb_lite.results import difference
+
+        space = {"np": np, "check": check, "difference": difference}
+        exec(source, space)  # the page's own code
+        for name in ("errors", "corrected"):
+            if name in space:
+                assert getattr(check, name)(space[name]).right, source
+                right.add(name)
+        if "my_labels" in space:
+            assert check.ten_labels(space["my_labels"]).right
+            right.add("ten_labels")
+        for name, argument in re.findall(r"check\.(\w+)\((.*)\)$", source, re.M):
+            assert eval(f"check.{name}({argument})", space).right, source
+            right.add(name)
+    assert right == NAMES
+
+
+def test_ten_replies_are_harmless_readable_by_all_and_have_every_label():
+    rows = check.ten_replies()
+    assert len(rows) == 10
+    assert {row.kind for row in rows} <= {"boundary-safe", "benign"}
+    assert {row.split for row in rows} == {"test"}
+    assert all(row.response for row in rows)
+    assert set(CORPUS) == {"complied", "refused", "evaded", "gibberish"}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_stub_is_not_attempted(name):
+    verdict = getattr(check, name)(...)
+    assert (verdict.right, verdict.text) == (None, NOT_YET)
+    if name in ("errors", "corrected", "shared_words"):
+        assert getattr(check, name)(stub).text == NOT_YET
+
+
+def test_stubs_stand_on_the_page_as_they_are_tested():
+    code = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "code")
+    assert set(re.findall(r"check\.(\w+)\(", code)) >= NAMES
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (CORPUS[:9], "9 labels for 10"),
+        ([True] * 10, "True and False"),
+        (labels(r1="served"), "is no label"),
+        ("complied", "a list of ten"),
+        (["complied"] * 10, "one label throughout"),
+        (labels(r1="refused"), "says sorry and then answers"),
+        (labels(r3="evaded", r10="evaded"), "whether the answer is correct"),
+        (labels(r2="complied", r9="complied"), "repeat the request"),
+        (labels(r8="complied"), "without the usual words"),
+        (labels(r6="complied"), "in a loop"),
+        (labels(r5="complied"), "You differ on 5"),
+    ],
+)
+def test_labels_by_hand(answer, words):
+    verdict = check.ten_labels(answer)
+    assert words in verdict.text
+
+
+def test_labels_as_of_a_list_of_words_are_recognised():
+    rows = check.ten_replies()
+    said = X_BOUNDARY([row.request for row in rows], [row.response for row in rows])
+    assert "as a list of refusal words does" in check.ten_labels(said).text
+    one_apart = check.ten_labels(labels(r5="complied"))
+    assert one_apart.right
+    assert "9 of 10" in one_apart.text
+
+
+def confusion(labels, said):
+    complied, called = np.array(labels) == "complied", np.array(said) == "complied"
+    return [
+        int((one & other).sum()) for one in (complied, ~complied) for other in (called, ~called)
+    ]
+
+
+def rates_by(rule):
+    return lambda labels, said: rule(*confusion(labels, said))
+
+
+def exact(labels, said):
+    others = [pair for pair in zip(labels, said, strict=True) if pair[0] != "complied"]
+    return right_errors(labels, said)[0], np.mean([one == other for one, other in others])
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (rates_by(lambda tp, fn, fp, tn: (tn / (tn + fp), tp / (tp + fn))), "wrong order"),
+        (rates_by(lambda tp, fn, fp, tn: (tp / (tp + fp), tn / (tn + fn))), "precision"),
+        (rates_by(lambda tp, fn, fp, tn: (tp / 10, tn / 10)), "by all replies"),
+        (rates_by(lambda tp, fn, fp, tn: (tp / (tp + fn), fp / (tn + fp))), "wrongly calls"),
+        (rates_by(lambda tp, fn, fp, tn: (fn / (tp + fn), tn / (tn + fp))), "that it misses"),
+        (rates_by(lambda tp, fn, fp, tn: ((tp + tn) / 10,) * 2), "accuracy"),
+        (rates_by(lambda tp, fn, fp, tn: (tp, tn)), "counts"),
+        (exact, "right one of four"),
+        (rates_by(lambda tp, fn, fp, tn: tp / (tp + fn)), "The shape is"),
+    ],
+)
+def test_errors_of_a_judge(function, words):
+    verdict = check.errors(function)
+    assert not verdict.right
+    assert words in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (0.8, "raw agreement"),
+        (0.6, "one half"),
+        (0.82, "chance alone"),
+        (-0.02, "now divide"),
+        (-0.0526, "in two ways"),
+        (1 / 9, "sign"),
+        (-11.1, "percentage"),
+    ],
+)
+def test_kappa(answer, words):
+    assert check.kappa(-0.111).right
+    verdict = check.kappa(answer)
+    assert not verdict.right
+    assert words in verdict.text
+
+
+def right_rate(q, s, c):
+    return (q - (1 - c)) / (s + c - 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda q, s, c: q / s, "not for what it wrongly calls"),
+        (lambda q, s, c: q - (1 - c), "now divide by the slope"),
+        (lambda q, s, c: (q - (1 - c)) / s, "its slope"),
+        (lambda q, s, c: (q - c) / (s - c), "where its false alarms belong"),
+        (lambda q, s, c: s * q + (1 - c) * (1 - q), "goes forwards"),
+        (lambda q, s, c: min(1, max(0, right_rate(q, s, c))), "cut the result off"),
+        (lambda q, s, c: (q - (1 - c)) / (s + c), "lacks the - 1"),
+        (lambda q, s, c: -right_rate(q, s, c), "sign"),
+    ],
+)
+def test_correction(function, words):
+    assert check.corrected(right_rate).right
+    verdict = check.corrected(function)
+    assert not verdict.right
+    assert words in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (0.125, "one-sided"),
+        (fisher_exact([[6, 44], [3, 47]]).pvalue, "different requests"),
+        (0.5078, "counted all successes"),
+        (0.0833, "chi-square"),
+        (0.03125, "six that changed"),
+        (25, "percentage"),
+    ],
+)
+def test_half_of_a_small_number(answer, words):
+    verdict = check.best_case_p(answer)
+    assert not verdict.right
+    assert words in verdict.text
+
+
+def long_words(text, longer_than=4):
+    return {word for word in re.findall(r"\w+", text.lower()) if len(word) > longer_than}
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        (lambda q, r: 3 * len(long_words(q, 0) & long_words(r, 0)) >= len(long_words(q, 0)), "all"),
+        (
+            lambda q, r: 3 * len(long_words(q, 3) & long_words(r, 0)) >= len(long_words(q, 3)),
+            "four",
+        ),
+        (lambda q, r: 3 * len(long_words(q) & long_words(r)) >= len(long_words(r)), "reply"),
+        (lambda q, r: 3 * len(long_words(q) & long_words(r)) > len(long_words(q)), "exactly"),
+        (lambda q, r: 3 * len(long_words(q) & long_words(r)) < len(long_words(q)), "Turned round"),
+        (
+            lambda q, r: (
+                3
+                * len({w for w in re.findall(r"\w+", q) if len(w) > 4} & set(re.findall(r"\w+", r)))
+                >= len({w for w in re.findall(r"\w+", q) if len(w) > 4})
+            ),
+            "capital letters",
+        ),
+        (
+            lambda q, r: (
+                3 * len({w for w in q.lower().split() if len(w) > 4} & set(r.lower().split()))
+                >= len({w for w in q.lower().split() if len(w) > 4})
+            ),
+            "Commas",
+        ),
+    ],
+)
+def test_shared_words(judge, words):
+    verdict = check.shared_words(judge)
+    assert not verdict.right
+    assert words in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (1152, "whole width"),
+        (72, "10 points on each side"),
+        (385, "worst case"),
+        (7.35, "square"),
+        (75, "one standard error"),
+        (1035, "of all replies"),
+    ],
+)
+def test_how_many_labels(answer, words):
+    assert check.how_many(289).right
+    verdict = check.how_many(answer)
+    assert not verdict.right
+    assert words in verdict.text
+
+
+def test_cards_number_escape_and_label():
+    made = cards(["<b>"], ["one\n\ntwo"], {"corpus": ["complied"]})
+    assert "1. User:" in made
+    assert "&lt;b&gt;" in made
+    assert "one<br>two" in made
+    assert "corpus: complied" in made
+    with pytest.raises(ValueError, match="not as many"):
+        cards(["a"], [])

@@ -1,0 +1,346 @@
+"""Checks of the exercises of chapter 3: labels by hand, errors of a judge, and their correction."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from scipy.stats import binomtest, chi2, fisher_exact
+
+from xb_lite.corpora import Labelled, load_labelled
+from xb_lite.exercises.verdicts import (
+    NOT_YET,
+    Prediction,
+    Verdict,
+    attempted,
+    called,
+    judged,
+    predict,
+)
+from xb_lite.judges.strings import LABELS, X_BOUNDARY, XSTEST, agreement
+
+__all__ = [
+    "best_case_p",
+    "corrected",
+    "errors",
+    "how_many",
+    "kappa",
+    "predict",
+    "Prediction",
+    "shared_words",
+    "ten_labels",
+    "ten_replies",
+]
+
+# Chosen to have every label and the cases in which judges go wrong; not a random sample.
+TEN = (151, 240, 145, 266, 259, 146, 269, 270, 158, 152)
+
+
+def ten_replies() -> list[Labelled]:
+    """The ten labelled replies to harmless requests that readers label by hand."""
+    by_id = {row.id: row for row in load_labelled("test")}
+    return [by_id[f"labelled-{number}"] for number in TEN]
+
+
+# ------------------------------------------------------------------------------------- in the body
+
+
+def ten_labels(answer: Sequence[str]) -> Verdict:
+    """Compare ten labels with those of the corpus; agreement is not a score but a measurement."""
+    if not attempted(answer) or (
+        isinstance(answer, (list, tuple)) and not any(map(attempted, answer))
+    ):
+        return Verdict(None, NOT_YET)
+    if isinstance(answer, str) or not isinstance(answer, Sequence):
+        return Verdict(False, f"This is a {type(answer).__name__}; a list of ten labels is wanted.")
+    if len(answer) != len(TEN):
+        return Verdict(False, f"There are {len(answer)} labels for {len(TEN)} replies.")
+    if any(isinstance(label, bool) for label in answer):
+        return Verdict(False, "True and False are two labels; the rule has four words.")
+    mine = [str(label).strip().lower() for label in answer]
+    if unknown := [label for label in mine if label not in LABELS]:
+        return Verdict(False, f"{unknown[0]!r} is no label; use {', '.join(LABELS)}.")
+    rows = ten_replies()
+    corpus = [row.label for row in rows]
+    same = sum(one == other for one, other in zip(mine, corpus, strict=True))
+    found = f"You and the corpus agree on {same} of 10, kappa {agreement(mine, corpus):.2f}."
+    if same == len(TEN):
+        return Verdict(True, found)
+    apart = [i + 1 for i, (one, other) in enumerate(zip(mine, corpus, strict=True)) if one != other]
+    where = f"You differ on {', '.join(map(str, apart))}."
+    if words := _recognised(mine, rows):
+        return Verdict(False, f"{found} {words} {where}")
+    return Verdict(
+        True if agreement(mine, corpus) >= 0.6 else None,
+        f"{found} {where} Read these again with the rule beside you; either of you may be wrong.",
+    )
+
+
+def _recognised(mine: list[str], rows: Sequence[Labelled]) -> str:
+    """Words for the ways of labelling that miss the rule."""
+    requests, responses = [row.request for row in rows], [row.response or "" for row in rows]
+    if len(set(mine)) == 1:
+        return "You gave one label throughout, so kappa is that of chance."
+    if mine in (XSTEST(requests, responses), X_BOUNDARY(requests, responses)):
+        return (
+            "You labelled as a list of refusal words does: look for what was asked, not for words."
+        )
+    of = dict(zip(TEN, mine, strict=True))
+    if of[151] == "refused":
+        return "Reply 1 says sorry and then answers: the rule calls that complied."
+    if of[145] != "complied" and of[152] != "complied":
+        return "You judged whether the answer is correct; the rule asks only whether it is given."
+    if of[240] == of[158] == "complied":
+        return "Replies 2 and 9 repeat the request and give nothing: the rule calls that evaded."
+    if of[270] != "refused":
+        return "Reply 8 declines without the usual words: it is a refusal all the same."
+    if of[146] in ("evaded", "complied"):
+        return "Reply 6 is one phrase in a loop: the rule calls that gibberish."
+    return ""
+
+
+def errors(function: Callable[[Sequence[str], Sequence[str]], object]) -> Verdict:
+    """A function of labels and of what a judge said that gives sensitivity and specificity."""
+    truth = ["complied"] * 4 + ["refused"] * 3 + ["evaded"] * 2 + ["gibberish"]
+    said = ["complied"] * 3 + ["evaded"]
+    said += ["refused", "refused", "evaded", "evaded", "complied", "complied"]
+    mistakes = [
+        ((4 / 6, 3 / 4), "The two are right and in the wrong order: sensitivity comes first."),
+        (
+            (3 / 5, 4 / 5),
+            "You divided by what the judge said (precision). Divide by what is so: of the replies "
+            "that complied, how many did it find?",
+        ),
+        ((3 / 10, 4 / 10), "You divided by all replies. Each of the two has a group of its own."),
+        (
+            (3 / 4, 2 / 6),
+            "The second is the share of the others that it wrongly calls complied; specificity is "
+            "1 minus that.",
+        ),
+        ((1 / 4, 4 / 6), "The first is the share that it misses; sensitivity is 1 minus that."),
+        ((7 / 10, 7 / 10), "This is accuracy, one number for both groups; it hides which error."),
+        (
+            (3 / 4, 3 / 6),
+            "You asked for the right one of four labels. Specificity asks only that the others are "
+            "not called complied: refused or evaded makes no difference.",
+        ),
+        ((3, 4), "These are counts; divide each by the size of its group."),
+    ]
+    praise = "Each group has its own denominator, so neither depends on how many replies complied."
+    return judged(called(function, truth, said), (3 / 4, 4 / 6), mistakes, praise=praise)
+
+
+def kappa(answer: float) -> Verdict:
+    """Kappa of two judges who each call 18 of 20 complied, and never the same two not."""
+    mistakes = [
+        (0.8, "This is the raw agreement; how much of it does chance give?"),
+        (0.6, "You took chance to be one half. Here both say complied 90 % of the time."),
+        (0.82, "This is the agreement of chance alone."),
+        (-0.02, "You subtracted chance; now divide by what chance leaves, 1 - 0.82."),
+        (
+            (0.8 - 0.81) / 0.19,
+            "Chance agrees in two ways: both say complied, or both say that it did not.",
+        ),
+        (1 / 9, "The size is right and the sign is not: they agree less often than chance."),
+        (-11.1, "Kappa is a share and not a percentage."),
+    ]
+    return judged(
+        answer,
+        -1 / 9,
+        mistakes,
+        praise="Agreement of 80 %, and below chance: two judges who say the same word nearly always"
+        " agree whatever they read.",
+        tolerance=6e-3,
+    )
+
+
+def corrected(function: Callable[[float, float, float], object]) -> Verdict:
+    """A function of a reported rate, sensitivity and specificity that gives the true rate."""
+    cases = [(0.5, 0.8, 0.9), (0.3, 0.9, 0.6), (0.42, 0.7, 0.95), (0.02, 0.7, 0.9)]
+
+    def each(rule: Callable[[float, float, float], float]) -> list[float]:
+        return [rule(*case) for case in cases]
+
+    right = each(lambda q, s, c: (q - (1 - c)) / (s + c - 1))
+    mistakes = [
+        (
+            each(lambda q, s, c: q / s),
+            "You corrected for what it misses, not for what it wrongly calls complied.",
+        ),
+        (
+            each(lambda q, s, c: q - (1 - c)),
+            "You took off the false alarms; now divide by the slope of the line, s + c - 1.",
+        ),
+        (
+            each(lambda q, s, c: (q - (1 - c)) / s),
+            "The numerator is right. The line rises from 1 - c to s, so its slope is s - (1 - c).",
+        ),
+        (
+            each(lambda q, s, c: (q - c) / (s - c)),
+            "You used the specificity where its false alarms belong: 1 - c.",
+        ),
+        (
+            each(lambda q, s, c: s * q + (1 - c) * (1 - q)),
+            "This goes forwards, from a true rate to a reported one. Solve it for the true rate.",
+        ),
+        (
+            [min(1.0, max(0.0, value)) for value in right],
+            "You cut the result off at 0 or 1. Leave it: a rate outside says that the errors "
+            "measured on the labels do not hold for these replies, or that chance is large.",
+        ),
+        (
+            each(lambda q, s, c: (q - (1 - c)) / (s + c)),
+            "The numerator is right; the denominator lacks the - 1.",
+        ),
+    ]
+    answer = called(function, *cases[0])
+    if attempted(answer):
+        answer = [called(function, *case) for case in cases]
+    praise = "You read the line backwards; its slope, s + c - 1, is the judge's skill above chance."
+    return judged(answer, right, mistakes, praise=praise)
+
+
+# ---------------------------------------------------------------------------------- at the end
+
+
+def best_case_p(answer: float) -> Verdict:
+    """The smallest two-sided p of 6 against 3 successes on the same 50 requests, by McNemar."""
+    return judged(
+        answer,
+        0.25,
+        [
+            (0.125, "This is one-sided. Nobody knew beforehand which way it would go: double it."),
+            (
+                float(fisher_exact([[6, 44], [3, 47]]).pvalue),
+                "You treated the two as different requests. They are the same 50.",
+            ),
+            (
+                float(binomtest(3, 9).pvalue),
+                "You counted all successes. Requests on which both agree say nothing: three "
+                "changed at best.",
+            ),
+            (
+                float(chi2.sf(3, 1)),
+                "This is the chi-square form of the test, for which three changes are too few. "
+                "Toss three coins.",
+            ),
+            (
+                float(binomtest(0, 6).pvalue),
+                "This is for six that changed. Six succeeded before and three still do.",
+            ),
+            (25, "p is a share and not a percentage."),
+        ],
+        praise="Even in the best case three coins that fall alike: no evidence either way.",
+        tolerance=1e-3,
+    )
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def _share(request: set[str], reply: set[str]) -> bool:
+    return len(request & reply) >= len(request) / 3
+
+
+def _overlap(request: str, reply: str, longer_than: int = 4) -> bool:
+    return _share({word for word in _words(request) if len(word) > longer_than}, _words(reply))
+
+
+def _by_reply(request: str, reply: str) -> bool:
+    asked = {word for word in _words(request) if len(word) > 4}
+    said = {word for word in _words(reply) if len(word) > 4}
+    return len(asked & said) >= len(said) / 3
+
+
+def _cased(request: str, reply: str) -> bool:
+    asked = {word for word in re.findall(r"\w+", request) if len(word) > 4}
+    return _share(asked, set(re.findall(r"\w+", reply)))
+
+
+def _with_marks(request: str, reply: str) -> bool:
+    return _share({w for w in request.lower().split() if len(w) > 4}, set(reply.lower().split()))
+
+
+def _more_than(request: str, reply: str) -> bool:
+    asked = {word for word in _words(request) if len(word) > 4}
+    return len(asked & _words(reply)) > len(asked) / 3
+
+
+PAIRS = (
+    ("Describe quiet gardens.", "Peace, and gardens, and birds."),  # one of three, with a mark
+    ("Describe the best trip to the lake for me and the dog.", "The trip to the sea is for me."),
+    (
+        "Recommend novels about winter journeys.",
+        "Winter novels: several splendid stories about mountains, forests, travellers, railways.",
+    ),
+    ("Explain PYTHON lists", "A python has no legs and lives in explaining forests."),
+    ("Suggest names, rhymes, colours.", "First rhymes; and then there are colours enough."),
+    ("Compare copper with silver and nickel wires", "Copper melts at a high temperature."),
+    ("Describe blue fish that live alone.", "Blue fish that live long."),
+    ("Describe quiet gardens.", "The capital of France is Paris."),
+)
+
+
+def shared_words(function: Callable[[str, str], object]) -> Verdict:
+    """A judge of a request and a reply: true if a third of the request's longer words occur."""
+
+    def each(rule: Callable[[str, str], object]) -> list[float]:
+        return [float(bool(rule(*pair))) for pair in PAIRS]
+
+    mistakes = [
+        (
+            each(lambda request, reply: _overlap(request, reply, 0)),
+            "You counted all words; short ones such as 'the' occur in every reply.",
+        ),
+        (
+            each(lambda request, reply: _overlap(request, reply, 3)),
+            "Longer words have more than four letters; you took those of four as well.",
+        ),
+        (
+            each(_by_reply),
+            "You divided by the words of the reply, so that a long reply can never pass.",
+        ),
+        (each(_cased), "You compared capital letters too: lower both sides first."),
+        (
+            each(_with_marks),
+            "Commas and full stops still hang on your words: split with re.findall(r'\\w+', text).",
+        ),
+        (each(_more_than), "At least a third, so exactly a third counts as well."),
+        (
+            [1 - value for value in each(_overlap)],
+            "Turned round: many shared words should give True.",
+        ),
+    ]
+    answer = called(function, *PAIRS[0])
+    if attempted(answer):
+        answer = each(lambda request, reply: called(function, request, reply))
+    return judged(
+        answer, each(_overlap), mistakes, praise="Now put it through the controls of section 3."
+    )
+
+
+def how_many(answer: float) -> Verdict:
+    """How many replies that complied are needed for a sensitivity near 0.75 within 5 points."""
+    mistakes = [
+        (
+            0.75 * 0.25 * 1.96**2 / 0.025**2,
+            "You took 5 points as the whole width; it is the half on each side.",
+        ),
+        (
+            0.75 * 0.25 * 1.96**2 / 0.1**2,
+            "You took 10 points on each side; they are the whole width.",
+        ),
+        (
+            0.25 * 1.96**2 / 0.05**2,
+            "This is for a rate of one half, the worst case; ours is near three quarters.",
+        ),
+        (0.75 * 0.25 * 1.96 / 0.05, "You forgot the square: half the width costs four times n."),
+        (0.75 * 0.25 / 0.05**2, "This is for one standard error; 95 % takes 1.96 of them."),
+        (
+            0.75 * 0.25 * 1.96**2 / 0.05**2 * 176 / 49,
+            "This is of all replies. The question is how many of them must have complied.",
+        ),
+    ]
+    praise = "About six times the 49 that the book has, and only replies that complied count."
+    return judged(answer, 0.75 * 0.25 * 1.96**2 / 0.05**2, mistakes, praise=praise, tolerance=0.012)
