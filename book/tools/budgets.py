@@ -69,10 +69,8 @@ def main(arguments=None):
     faults = 0
     for path in paths:
         found = counts(read(path))
-        words, lines, figures, minutes = found
-        print(
-            f"{path.stem:<24}{words:>6} words {lines:>4} lines {figures:>2} figures {minutes:>4} min"
-        )
+        shown = zip(found, ("words", "lines", "figures", "min"), strict=True)
+        print(f"{path.stem:<24}" + "".join(f"{n:>6} {what}" for n, what in shown))
         if path.stem[:2] not in TO_COME:
             for line in over(path, found):
                 print(f"  {line}")

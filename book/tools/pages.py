@@ -104,7 +104,7 @@ def corpora(root, notebooks):
 
 
 def carriers(root, notebooks):
-    """How many of everything but prompts there are: by style, family, subject or label, and split."""
+    """How many of all but prompts there are: by style, family, subject or label, and split."""
     parts = []
     for title, name, field in (
         ("Multi-turn scripts", "multi_turn", "style"),
@@ -118,7 +118,13 @@ def carriers(root, notebooks):
     return "\n\n".join(parts)
 
 
-GENERATED = {"runs": runs, "reading": reading, "versions": versions, "corpora": corpora, "carriers": carriers}
+GENERATED = {
+    "runs": runs,
+    "reading": reading,
+    "versions": versions,
+    "corpora": corpora,
+    "carriers": carriers,
+}
 
 
 def fill(text, root, notebooks):
