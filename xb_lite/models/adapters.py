@@ -8,41 +8,48 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel
-from peft.utils import get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from xb_lite.files import own_file, write_whole
-
-WEIGHTS = "adapter_model.safetensors"
-
-
-CONFIG = "adapter_config.json"
-
-
-RUN = "run.json"
-
-
-FILES = (WEIGHTS, CONFIG, RUN)
-
+from xb_lite.files import own_file
+from xb_lite.models.adapter_files import (
+    CONFIG,
+    FILES,
+    RUN,
+    WEIGHTS,
+    Adapter,
+    AdapterError,
+    is_digest,
+    read_adapter,
+    read_run,
+)
 
 VERSIONS = ("xb-lite", "torch", "transformers", "peft")
 
 
+CARD = "README.md"
+
+
+PART = ".part-"  # of what is being written
+
+
 # peft asks by the old name; nobody who reads a page can mend that.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-
-
-class AdapterError(RuntimeError):
-    """An adapter cannot be used; the message says why."""
 
 
 def save_adapter(
@@ -60,6 +67,10 @@ def save_adapter(
         curve: terms at every step.
         base: where others find the base model: a hub id.
         state: all weights of ``adapted``, where it has parts of them alone.
+
+    Raises:
+        AdapterError: a weight is not finite in fp16, or the folder cannot be written to; what was
+            there stays.
     """
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = base
@@ -77,9 +88,10 @@ def scale_adapter(
     arithmetic, arXiv 2212.04089).
 
     Raises:
-        AdapterError: there is no adapter of this book in the folder, or it is damaged.
-        ValueError: the strength is not a number of at least 0, both folders are one, or ``into``
-            holds another adapter.
+        AdapterError: there is no adapter of this book in the folder, or it is damaged; or ``into``
+            cannot be written to.
+        ValueError: the strength is not a number of at least 0 or takes weights out of fp16's range,
+            both folders are one, or ``into`` holds another adapter.
     """
     if not 0 <= strength < math.inf:
         raise ValueError(f"the strength is {strength}; it must be a number of at least 0.")
@@ -88,49 +100,68 @@ def scale_adapter(
         raise ValueError(
             f"{into} holds the adapter itself: name another folder for the scaled one."
         )
-    weights, config = _read(folder)
+    adapter = read_adapter(folder)
     if (ended := read_run(folder)) is None:
         raise AdapterError(f"there is no finished adapter in {folder}: {RUN} is missing.")
     # LoRA's change is B A: one of them carries the factor.
-    scaled = {k: v.float() * strength if ".lora_B." in k else v for k, v in weights.items()}
+    scaled = {k: v.float() * strength if ".lora_B." in k else v for k, v in adapter.weights.items()}
+    if strength and any(
+        not half.isfinite().all() or (bool(half.any()) != bool(adapter.weights[k].any()))
+        for k, half in ((k, v.half()) for k, v in scaled.items())
+    ):
+        raise ValueError(
+            f"the strength is {strength}; times that, weights leave the range of fp16: take one "
+            "nearer to 1."
+        )
     run = ended["run"]
     run = {**run, "strength": strength * run.get("strength", 1.0)}
     if (there := read_run(into)) is not None and there["run"] != run:
         raise ValueError(f"{into} holds another adapter: name another folder, or delete it first.")
-    _write(into, scaled, config, {**ended, "run": run})
+    _write(into, scaled, adapter.config, {**ended, "run": run})
     return into
 
 
 def _write(
     folder: Path, weights: dict[str, Tensor], config: PeftConfig, ended: dict[str, Any]
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.detach().cpu().half().contiguous() for name, value in weights.items()},
-        folder / WEIGHTS,
-        metadata={"format": "pt"},
-    )
+    """To the side, then renamed file by file, ``run.json`` last: without it an adapter is not
+    finished."""
+    half = {name: value.detach().cpu().half().contiguous() for name, value in weights.items()}
+    if wrong := [name for name, value in half.items() if not value.isfinite().all()]:
+        raise AdapterError(
+            f"{wrong[0]} is not finite in fp16, so nothing is saved: train with a lower "
+            "learning_rate."
+        )
     config.target_modules = sorted(config.target_modules)  # a set: in another order every time
-    config.save_pretrained(str(folder))
     card = _card(**ended, base=config.base_model_name_or_path)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    # Last: an adapter without it is not finished.
-    write_whole(folder / RUN, json.dumps(ended, indent=1) + "\n")
+    with _beside(folder) as part:
+        save_file(half, part / WEIGHTS, metadata={"format": "pt"})
+        config.save_pretrained(str(part))
+        (part / CARD).write_text(card, encoding="utf-8")
+        (part / RUN).write_text(json.dumps(ended, indent=1) + "\n", encoding="utf-8")
+        for name in (WEIGHTS, CONFIG, CARD, RUN):
+            (part / name).replace(folder / name)
 
 
-def read_run(folder: str | os.PathLike[str]) -> dict | None:
-    """``run.json`` of a finished adapter; None where there is none.
-
-    Raises:
-        AdapterError: the file is damaged.
-    """
-    path = Path(folder) / RUN
-    if not path.exists():
-        return None
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A folder to write into what goes to ``folder``; both are gone where that fails, ``folder``
+    if it had nothing else in it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterError(f"{path} is damaged ({error}); delete it and train again.") from None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=PART, dir=folder) as part:
+                yield Path(part)
+        except BaseException:
+            with suppress(OSError):
+                folder.rmdir()
+            raise
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise AdapterError(
+            f"the adapter cannot be written to {folder} ({said}): make room, or take another "
+            "folder; then the same again."
+        ) from error
 
 
 def published_adapter(name: str) -> Path:
@@ -149,27 +180,55 @@ def merged(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PreTrained
     """``model`` with the adapter in ``folder`` added into its weights, in place.
 
     Raises:
-        AdapterError: there is no adapter, it is damaged, or it is of another model, which is then
-            as before.
+        AdapterError: there is no adapter, it is damaged, it is of another model or changes another
+            number of weights than it holds; the model is then as before.
     """
-    weights, config = _read(Path(folder))
-    if reason := _misfit(model, weights):  # peft would find out halfway, or leave layers out
+    return add(model, read_adapter(folder))
+
+
+def add(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
+    """``merged`` of an adapter that has been read. Of peft's two ways to apply one, this is the
+    exact one: what it would leave out, or bring besides, is an error before any weight changes.
+    """
+    weights, folder = adapter.weights, adapter.folder
+    # Several models have the same shapes; ``load_model`` notes which one this is.
+    learned_on, here = adapter.run.get("model", ""), getattr(model, "xb_digest", "")
+    if learned_on != here and is_digest(learned_on) and is_digest(here):
+        raise AdapterError(
+            f"the adapter in {folder} is of a model of the digest {learned_on:.12}…, not of this "
+            f"one ({here:.12}…): load that model."
+        )
+    changing = [name for name, (a, b) in adapter.places.items() if a.any() and b.any()]
+    if not changing and adapter.run.get("strength", 1.0):
+        raise AdapterError(f"the adapter in {folder} changes nothing: its weights are all 0.")
+    # peft would find out halfway.
+    if reason := _misfit(model, weights):
         raise AdapterError(f"the adapter in {folder} does not fit this model, {reason}.")
     flags = {name: value.requires_grad for name, value in model.named_parameters()}
-    model = PeftModel.from_pretrained(model, str(folder), config=config).merge_and_unload()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to")  # of GPT-2's layers
+            # On meta: what a config asks for takes no memory until the file agrees.
+            learning = PeftModel(model, deepcopy(adapter.config), low_cpu_mem_usage=True)
+        expected = get_peft_model_state_dict(learning, save_embedding_layers=False)
+        if reason := _disagreement(weights, expected):
+            raise AdapterError(f"the adapter in {folder} does not fit this model, {reason}.")
+        state = {name: value.float().to(model.device) for name, value in weights.items()}
+        set_peft_model_state_dict(learning, state, low_cpu_mem_usage=True)
+        _merge(learning, changing, folder)
+    except ValueError as error:  # peft's, of modules that it cannot change
+        said = str(error).strip().splitlines()[0]
+        raise AdapterError(
+            f"the adapter in {folder} does not fit this model, peft says: {said}"
+        ) from error
+    finally:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, LoraLayer):
+                model.set_submodule(name, module.get_base_layer())
+        vars(model).pop("peft_config", None)
     for name, value in model.named_parameters():
         value.requires_grad_(flags[name])
     return model.eval()
-
-
-def _read(folder: Path) -> tuple[dict[str, Tensor], PeftConfig]:
-    for name in (WEIGHTS, CONFIG):
-        if not (folder / name).exists():
-            raise AdapterError(f"there is no adapter in {folder}: {name} is missing.")
-    try:
-        return load_file(folder / WEIGHTS), PeftConfig.from_pretrained(str(folder))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"the adapter in {folder} is damaged: {error}") from error
 
 
 def _misfit(model: PreTrainedModel, weights: dict[str, Tensor]) -> str | None:
@@ -182,9 +241,45 @@ def _misfit(model: PreTrainedModel, weights: dict[str, Tensor]) -> str | None:
         except AttributeError:
             return f"which has no {place}"
         axis = 1 if side == "lora_A" else 0
-        if value.shape[axis] != shape[axis]:
+        if value.shape[axis] not in shape:
             return f"whose {place} is {tuple(shape)}: {side} has {value.shape[axis]}"
     return None
+
+
+def _disagreement(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
+    if missing := sorted(expected.keys() - found.keys()):
+        return f"of which it lacks {missing[0]}"
+    if more := sorted(found.keys() - expected.keys()):
+        return f"of which {CONFIG} does not have {more[0]}"
+    for name, value in expected.items():
+        if found[name].shape != value.shape:
+            was, must = tuple(found[name].shape), tuple(value.shape)
+            return f"whose {name} is {must}, not {was}"
+    return None
+
+
+@torch.no_grad()
+def _merge(learning: PeftModel, changing: list[str], folder: Path) -> None:
+    """Add every change to its weight, and count the weights that it changed."""
+    layers = {
+        name.removeprefix("base_model.model."): module
+        for name, module in learning.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    changes = []
+    for name, layer in layers.items():  # first without writing, so that the model can stay as it is
+        weight = layer.get_base_layer().weight
+        new = weight + layer.get_delta_weight("default").to(weight.dtype)
+        if not new.isfinite().all():
+            raise AdapterError(f"with the adapter in {folder}, {name} is not finite.")
+        changes += [name] * (not torch.equal(new, weight))
+    if len(changes) != len(changing):
+        raise AdapterError(
+            f"the adapter in {folder} changes {len(changes)} weights of this model and holds "
+            f"{len(changing)}: in its precision the others are too small to count."
+        )
+    for layer in layers.values():
+        layer.merge()
 
 
 def _card(

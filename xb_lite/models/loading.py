@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +34,14 @@ from transformers import (
 )
 
 from xb_lite.files import sha256_of
-from xb_lite.models.adapters import WEIGHTS, AdapterError, merged, published_adapter, read_run
+from xb_lite.models.adapter_files import (
+    WEIGHTS,
+    Adapter,
+    AdapterError,
+    is_digest,
+    read_adapter,
+)
+from xb_lite.models.adapters import add, merged, published_adapter
 from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model
 from xb_lite.models.precision import Precision, choose_precision
 
@@ -62,7 +71,9 @@ def load_model(
     precision = precision or precision_of(name)
     if name == ALIGNED:
         model, tokenizer = load_model(DEFAULT, precision)
-        return merged(model, _aligned_adapter()), tokenizer
+        model = merged(model, _aligned_adapter())
+        model.xb_digest = model_digest(ALIGNED)
+        return model, tokenizer
     spec = SPECS.get(str(name))
     source = str(cached_model(spec) if spec else name)
     with _one_sentence_errors(str(name)):
@@ -86,6 +97,8 @@ def load_model(
     model.generation_config = GenerationConfig(
         bos_token_id=its.bos_token_id, eos_token_id=its.eos_token_id, pad_token_id=its.pad_token_id
     )
+    if spec:
+        model.xb_digest = spec.sha256  # which adapters are of it
     return model.to(precision.device).eval(), tokenizer
 
 
@@ -96,19 +109,56 @@ def load_defended(
 
     Raises:
         ModelError, FetchError: see ``load_model``.
-        AdapterError: there is no adapter of this model in the folder.
+        AdapterError: there is no adapter of this model in the folder, or it says that it is of
+            another one.
     """
     if adapter is None:
         return load_model(name, precision)
-    run = (read_run(adapter) or {}).get("run") or {}
-    learned_on = run.get("recipe", {}).get("model")
-    # Several models have the same shapes.
-    if learned_on in (*SPECS, ALIGNED) and learned_on != str(name):
-        raise AdapterError(
-            f"the adapter in {adapter} is of {learned_on}, not of {name}: give that model."
-        )
+    found = read_adapter(adapter)
+    _check_base(found, str(name))
     model, tokenizer = load_model(name, precision)
-    return merged(model, adapter), tokenizer
+    return add(model, found), tokenizer
+
+
+def _check_base(adapter: Adapter, name: str) -> None:
+    """Whether an adapter is of this model, by what both say of themselves: several models have the
+    same shapes. Warns where that cannot be told."""
+    trained_on, here = adapter.run.get("model"), model_digest(name) if adapter.run else ""
+    base = adapter.config.base_model_name_or_path or ""
+    learned_on = adapter.run.get("recipe", {}).get("model")
+    if learned_on in (*SPECS, ALIGNED) and learned_on != name:
+        other = learned_on
+    elif trained_on and here == trained_on:
+        return
+    elif trained_on and is_digest(here) and is_digest(trained_on):
+        other = f"a model of the digest {trained_on:.12}…"
+    elif _same_name(base, name):
+        if trained_on and "@" in trained_on and "@" in here:
+            warnings.warn(
+                f"the adapter in {adapter.folder} is of {trained_on}, and here is {here}.",
+                stacklevel=3,
+            )
+        return
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base):
+        other = base
+    else:  # a place on its maker's machine
+        warnings.warn(
+            f"the adapter in {adapter.folder} does not say which model it is of: that it is of "
+            f"{name} is taken on trust.",
+            stacklevel=3,
+        )
+        return
+    more = "" if not os.path.isdir(name) else ", or its folder, named as it is on the hub"
+    raise AdapterError(
+        f"the adapter in {adapter.folder} is of {other}, not of {name}: give that model{more}."
+    )
+
+
+def _same_name(base: str, name: str) -> bool:
+    """A folder counts by its own name, wherever it is."""
+    if os.path.isdir(name):
+        base, name = last_name(base), last_name(name)
+    return base.lower() in (name.lower(), hub_name(name).lower())
 
 
 def precision_of(name: str | os.PathLike = DEFAULT, exact: bool = False) -> Precision:
@@ -138,7 +188,12 @@ def model_digest(name: str | os.PathLike = DEFAULT) -> str:
 def hub_name(name: str | os.PathLike = DEFAULT) -> str:
     """The model hub's id of a model, for those who load an adapter of it elsewhere."""
     spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
-    return spec.hub if spec else str(name)
+    return spec.hub if spec else without_place(name)
+
+
+def without_place(name: str | os.PathLike[str]) -> str:
+    """A model's name for others, who have no use for the place of a folder on this machine."""
+    return last_name(name) if os.path.isdir(name) or os.path.isabs(name) else str(name)
 
 
 def last_name(path: str | os.PathLike[str]) -> str:

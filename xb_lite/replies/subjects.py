@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xb_lite.files import sha256_of
-from xb_lite.models.adapters import WEIGHTS, read_run
+from xb_lite.models.adapter_files import WEIGHTS, read_run
 from xb_lite.models.loading import last_name, load_defended, model_digest
 from xb_lite.models.precision import Precision
 from xb_lite.replies.local import LocalBackend

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from xb_lite.hidden import decoder_layers
-from xb_lite.models.adapters import read_run
+from xb_lite.models.adapter_files import read_run
 from xb_lite.models.packing import relative_error
 from xb_lite.recipes import LINEAR, Budget, Recipe, RecipeError
 from xb_lite.training.baselines import BY_TRL, import_trl

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
+from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
@@ -21,7 +22,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from xb_lite.files import write_whole
-from xb_lite.models.adapters import FILES, read_run
+from xb_lite.models.adapter_files import FILES, WEIGHTS, AdapterError, read_adapter, read_run
+from xb_lite.models.adapters import PART
 from xb_lite.models.precision import Precision
 from xb_lite.recipes import LINEAR, Budget
 
@@ -122,10 +124,11 @@ class Progress(TrainerCallback):
 
 
 def curve(state: TrainerState) -> list[dict[str, float]]:
-    """What was logged of every step so far, also of those before a run was resumed."""
+    """What was logged of every step so far, also of those before a run was resumed, by name: a
+    checkpoint has them in that order."""
     left_out = ("epoch", "learning_rate")
     return [
-        {name: value for name, value in row.items() if name not in left_out}
+        {name: value for name, value in sorted(row.items()) if name not in left_out}
         for row in state.log_history
         if "loss" in row
     ]
@@ -221,6 +224,22 @@ def clear_memory_errors(recipe: Budget) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def clear_disk_errors(folder: Path) -> Iterator[None]:
+    """As of a full disk at a checkpoint, which each library says in its own way."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        known = isinstance(error, OSError | SafetensorError)
+        if not known and "PytorchStreamWriter" not in str(error):
+            raise
+        said = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise TrainingError(
+            f"{folder} cannot be written to ({said}): make room; the same command then goes on "
+            "from the last checkpoint."
+        ) from error
+
+
 def check_same(folder: Path, run: dict) -> None:
     """Raise a TrainingError where ``folder`` has a run in it that differs in any field of ``run``,
     which may be some of them."""
@@ -239,17 +258,21 @@ def check_same(folder: Path, run: dict) -> None:
 def take_up(folder: Path, run: dict, resume: bool) -> list[dict[str, float]] | None:
     """The curve of the same run, if it is finished; None if it is to be begun or gone on with.
 
-    Raises a TrainingError where the folder has another run in it.
+    Raises a TrainingError where the folder has another run in it, and an AdapterError where the
+    finished one is damaged.
     """
     first = os.environ.get("RANK", "0") == "0"  # of several processes the one that writes
     if resume:
         check_same(folder, run)
         if (finished := read_run(folder)) is not None:
+            read_adapter(folder)
+            if first:  # a kill can fall between the last file and this
+                clear(folder)
             return finished["curve"]
     elif first:
         # What a run makes and no more: the folder may be one that has other things in it.
-        for made in ("checkpoints", "last_good"):
-            shutil.rmtree(folder / made, ignore_errors=True)
+        clear(folder)
+        shutil.rmtree(folder / "last_good", ignore_errors=True)
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
     if first:
@@ -257,8 +280,26 @@ def take_up(folder: Path, run: dict, resume: bool) -> list[dict[str, float]] | N
     return None
 
 
+def clear(folder: Path) -> None:
+    """Remove what a run needs while it is under way, and what a killed one left of its adapter."""
+    for made in (folder / "checkpoints", *folder.glob(f"{PART}*")):
+        shutil.rmtree(made, ignore_errors=True)
+
+
 def last_checkpoint(folder: Path) -> str | None:
-    """The last one that is whole: its state is written last."""
+    """The last one that is whole: its state is written last.
+
+    Raises:
+        TrainingError: its adapter is damaged; peft would go on from whatever part it finds.
+    """
     states = (folder / "checkpoints").glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")
     whole = [state.parent for state in states if state.read_text().rstrip().endswith("}")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+    if not whole:
+        return None
+    last = max(whole, key=lambda path: int(path.name.split("-")[1]))
+    if (last / WEIGHTS).exists():  # not where processes have parts of it
+        try:
+            read_adapter(last)
+        except AdapterError as error:
+            raise TrainingError(f"{error} Begin anew (--no-resume).") from error
+    return str(last)

@@ -8,7 +8,6 @@ the same way, by a trainer of ``baselines``. Used in 05_training.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from xb_lite.hidden import lowest_layers
 from xb_lite.losses.batch import Pair
 from xb_lite.losses.step import Reference, forward, step_terms, token_counts
 from xb_lite.models.adapters import save_adapter
-from xb_lite.models.loading import hub_name
+from xb_lite.models.loading import hub_name, without_place
 from xb_lite.models.packing import by_row
 from xb_lite.models.precision import Precision
 from xb_lite.recipes import Baseline, Budget, Recipe, as_fields
@@ -34,6 +33,8 @@ from xb_lite.training.lora import (
     StopAfterStep,
     TrainingError,
     adapted,
+    clear,
+    clear_disk_errors,
     clear_memory_errors,
     curve,
     last_checkpoint,
@@ -101,6 +102,7 @@ def train(
         by_row(model),
         no_casts_twice(learning, precision),
         clear_memory_errors(recipe),
+        clear_disk_errors(folder),
         StopAfterStep() as stop,
     ):
         trainer = build(recipe, learning, tokenizer, pairs, folder, precision, seed)
@@ -118,7 +120,7 @@ def train(
             raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step}")
         _save(trainer, learning, folder, run, base)
         if trainer.is_world_process_zero():
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            clear(folder)
         trainer.accelerator.wait_for_everyone()
         return Trained(folder, curve(trainer.state))
 
@@ -137,9 +139,9 @@ def _save(
 def identity(
     recipe: Budget, seed: int, model_digest: str, precision: Precision
 ) -> dict[str, object]:
-    """What decides a run beside its sets; see ``train``."""
+    """What decides a run beside its sets; see ``train``. It is published, so it names no place."""
     return {
-        "recipe": as_fields(recipe),
+        "recipe": {**as_fields(recipe), "model": without_place(recipe.model)},
         "seed": seed,
         "model": model_digest,
         "precision": str(precision),

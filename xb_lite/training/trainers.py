@@ -119,7 +119,8 @@ class _KeepGood(TrainerCallback):
         trainer.terms = trainer.accelerator.reduce(terms, "sum").cpu()
         learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if all(map(math.isfinite, trainer.terms.tolist())):
-            self.good = {name: value.detach().clone() for name, value in learned.items()}
+            if _can_be_saved(learned):
+                self.good = {name: value.detach().clone() for name, value in learned.items()}
             self._check_gradient(learned, state.global_step + 1, args.fp16)
             return
         for name, value in self.good.items():
@@ -129,6 +130,15 @@ class _KeepGood(TrainerCallback):
             for name, value in zip(trainer.term_names, trainer.terms.tolist(), strict=True)
         )
         raise NotFinite(f"the loss of step {state.global_step + 1} is not finite ({found})")
+
+    def on_step_end(self, args, state, control, model=None, **_) -> None:
+        learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        # Of the last update no loss tells.
+        if state.global_step < state.max_steps or _can_be_saved(learned):
+            return
+        for name, value in self.good.items():
+            learned[name].data.copy_(value)
+        raise NotFinite(f"the weights after step {state.global_step} are not finite in fp16")
 
     def _check_gradient(self, learned: dict[str, Tensor], step: int, scaled: bool) -> None:
         # Under fp16 the scaler leaves such steps out itself, and makes its scale smaller.
@@ -145,3 +155,8 @@ class _KeepGood(TrainerCallback):
             )
             for value in learned.values():
                 value.grad = None
+
+
+def _can_be_saved(weights: dict[str, Tensor]) -> bool:
+    """In fp16, as adapters are."""
+    return all(value.detach().half().isfinite().all() for value in weights.values())
