@@ -149,6 +149,11 @@ def _locate(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> tuple[str
     text, skeleton = render(tokenizer, dialogue), render(tokenizer, marked)
     found = sorted((skeleton.find(marker), i) for i, marker in enumerate(markers))
     found = [(start, i) for start, i in found if start >= 0]
+    if not found:
+        raise ValueError(
+            "the chat template leaves out every message; it may want their content in parts: take "
+            "a model of texts alone."
+        )
     spans, own_end, position = [], 0, 0
     for (start, i), following in zip(found, [*found[1:], (None, None)], strict=True):
         own = skeleton[own_end:start]

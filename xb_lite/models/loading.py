@@ -8,7 +8,6 @@ model hub.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import warnings
@@ -24,11 +23,12 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -44,6 +44,16 @@ from xb_lite.models.adapter_files import (
 from xb_lite.models.adapters import add, merged, published_adapter
 from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model
 from xb_lite.models.precision import Precision, choose_precision
+from xb_lite.models.whole import (
+    attention_of,
+    check_config,
+    check_ends,
+    check_files,
+    check_loaded,
+    check_size,
+    check_template,
+    parameters_in,
+)
 
 # The default model after a small fine-tune on refusals (recipe "aligned-smollm2-135m"): it refuses
 # what is asked plainly, which the default model does not, so that there is something to attack.
@@ -65,7 +75,8 @@ def load_model(
 
     Raises:
         ModelError: the model is unknown, gated, out of reach, without safetensors or chat template,
-            or needs code of its own, or has a damaged file; or the cache folder cannot be used.
+            or needs code of its own, has a damaged file, or weights that are not finite or not
+            those of its config; or the cache folder cannot be used.
         FetchError: a download failed, or brought another file than it should.
     """
     precision = precision or precision_of(name)
@@ -79,21 +90,43 @@ def load_model(
     with _one_sentence_errors(str(name)):
         offline = os.path.isdir(source) or not _hub_answers(source)
         common = {"trust_remote_code": False, "local_files_only": offline}
+        # First of all: a tokenizer's class is looked up in it.
+        check_config(str(name), PretrainedConfig.get_config_dict(source, **common)[0])
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     if chat and tokenizer.chat_template is None:
         raise ModelError(
             f"{name} has no chat template, so it is not a chat model: take its instruction-tuned "
             f"version (their names often end in -Instruct), or {DEFAULT!r}."
         )
-    with _one_sentence_errors(str(name)):  # after that: weights can take an hour
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=precision.weights, use_safetensors=True, **common
-        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"the tokenizer of {name} has neither a token that ends a turn (eos_token) nor one to "
+            f"pad with (pad_token): set one in its tokenizer_config.json, or take {DEFAULT!r}."
+        )
+    if chat and not spec:
+        check_template(str(name), tokenizer)
+    with _one_sentence_errors(str(name)):  # after that: weights can take an hour
+        config = AutoConfig.from_pretrained(source, **common)
+        attention = config._attn_implementation = attention_of(config)
+        if os.path.isdir(source) and not spec:  # of a model of the hub the files are not here yet
+            check_files(str(name), Path(source))
+            check_size(str(name), Path(source), config)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=precision.weights,
+            use_safetensors=True,
+            config=config,
+            attn_implementation=attention,
+            output_loading_info=True,
+            **common,
+        )
+    check_loaded(str(name), model, report)
     # Whatever else a model's file asks for, as a repetition penalty, would come on top of the
     # decoding that is asked for here.
     its = model.generation_config
+    check_ends(str(name), its)
     model.generation_config = GenerationConfig(
         bos_token_id=its.bos_token_id, eos_token_id=its.eos_token_id, pad_token_id=its.pad_token_id
     )
@@ -166,7 +199,7 @@ def precision_of(name: str | os.PathLike = DEFAULT, exact: bool = False) -> Prec
     in a local folder may be small enough for fp32 weights on a GPU; one of the hub counts as not.
     """
     spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
-    parameters = spec.parameters if spec else _parameters(Path(name))
+    parameters = spec.parameters if spec else parameters_in(Path(name))
     return choose_precision(exact=exact, parameters=parameters)
 
 
@@ -201,20 +234,6 @@ def last_name(path: str | os.PathLike[str]) -> str:
     return os.path.basename(os.path.abspath(path))
 
 
-def _parameters(folder: Path) -> int | None:
-    """How many the safetensors files in a folder hold, whatever their dtype; None where there are
-    none, or one is damaged, which ``load_model`` says."""
-    total = 0
-    try:
-        for path in folder.glob("*.safetensors"):
-            with safe_open(path, "pt") as weights:
-                names = weights.keys()
-                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
-    except (SafetensorError, OSError):
-        return None
-    return total or None
-
-
 def _with_commit(name: str) -> str:
     try:
         config = try_to_load_from_cache(name, "config.json")
@@ -246,6 +265,8 @@ def _one_sentence_errors(name: str) -> Iterator[None]:
     """Say in one sentence why ``name`` could not be loaded, and what will work instead."""
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:  # of damaged files: of any kind
         raise ModelError(
             f"{name} {_reason(name, error)}; {DEFAULT!r} is ungated and loads everywhere."

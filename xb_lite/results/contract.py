@@ -7,7 +7,6 @@ where none judged), ``n``, ``k`` (of a rate) or ``mean``, and the 95 % interval 
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 
 from xb_lite.files import write_whole
-from xb_lite.results.stats import Mean, Rate
+from xb_lite.results.stats import Mean, Rate, wilson
 
 SCHEMA = 2
 
@@ -32,6 +31,26 @@ FIELDS = {
     *("schema", "command", "started", "seconds", "hardware", "versions"),
     *("model", "adapter", "data", "seed", "rows", "setting", "commit"),
 }
+
+
+KINDS = {  # of a field: its type, and its parts that are texts
+    "command": (str, ()),
+    "started": (str, ()),
+    "seconds": (int | float, ()),
+    "hardware": (str, ()),
+    "versions": (dict, ()),
+    "model": (dict, ("name", "digest")),
+    "adapter": (dict | None, ()),
+    "data": (dict, ("set", "split", "digest")),
+    "seed": (int | list, ()),
+    "commit": (str | None, ()),
+}
+
+
+MOST = 10**12  # items
+
+
+CLOSE = 1e-6  # of an interval that was rounded
 
 
 # What was evaluated and how; None in place of all of it for a result of several settings.
@@ -138,6 +157,12 @@ def _check(result: dict) -> None:
         raise ValueError(
             f"a result has the fields {sorted(FIELDS)}; wrong here: {sorted(map(str, wrong))}."
         )
+    for name, (kind, parts) in KINDS.items():
+        value = result[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r:.60}, which it cannot be.")
+        if wrong := [part for part in parts if not isinstance(value.get(part), str)]:
+            raise ValueError(f"{name} has no {wrong[0]} that is a text: {value!r:.200}.")
     setting = result["setting"]
     if setting is not None and (not isinstance(setting, dict) or setting.keys() != set(SETTING)):
         raise ValueError(f"setting has the fields {sorted(SETTING)}, or is null: {setting!r:.200}.")
@@ -156,10 +181,20 @@ def _check_row(row: dict, number: int) -> None:
     counts = [row[name] for name in ("n", "k") if name in row]
     numbers = [row[name] for name in ("low", "high", "mean") if name in row]
     if (
-        not all(isinstance(x, int) for x in counts)
-        or not all(isinstance(x, int | float) and abs(x) < math.inf for x in numbers)
+        not all(type(x) is int and 0 <= x <= MOST for x in counts)
+        or not all(type(x) in (int, float) and abs(x) <= sys.float_info.max for x in numbers)
         or not 0 <= row.get("k", 0) <= row["n"]
         or row["n"] < 1
         or row["low"] > row["high"]
     ):
         raise ValueError(f"row {number} has no n, or a number that cannot be: {row!r:.200}.")
+    if "k" in row:
+        low, high = wilson(row["k"], row["n"])
+        agree = abs(row["low"] - low) < CLOSE and abs(row["high"] - high) < CLOSE
+    else:
+        room = CLOSE * max(1.0, abs(row["mean"]))
+        agree = row["low"] - room <= row["mean"] <= row["high"] + room
+    if not agree:
+        raise ValueError(
+            f"row {number} has an interval that is not of its counts or mean: {row!r:.200}."
+        )

@@ -77,6 +77,14 @@ def rate(outcomes: Sequence[bool]) -> Rate:
     return Rate(k, n, float(interval.low), float(interval.high))
 
 
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """The interval of ``rate``, of counts alone."""
+    z = float(norm.ppf(0.975))
+    scale, middle = 1 + z * z / n, k / n + z * z / (2 * n)
+    half = z * (k / n * (1 - k / n) / n + z * z / (4 * n * n)) ** 0.5
+    return (middle - half) / scale, (middle + half) / scale
+
+
 def mean(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> Mean:
     """The mean of values of one item each, and by bootstrap how far other items would move it.
 

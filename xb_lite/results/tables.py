@@ -8,6 +8,7 @@ from html import escape
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from xb_lite.results.contract import read_result
@@ -74,12 +75,12 @@ def print_result(path: str | os.PathLike[str]) -> None:
     console = Console(width=max(104, Console().width))  # narrower, cells would be cut
     heads, rows = judged(result)
     title = f"{result['model']['name']}: rates in %, with 95 % intervals, by judge"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=escape_markup(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for place, head in enumerate(heads):
         side = "left" if place < 2 else "right"
-        table.add_column(head.replace("-", "-\n"), justify=side, no_wrap=True)
+        table.add_column(escape_markup(head).replace("-", "-\n"), justify=side, no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape_markup, row))
     console.print(table)
     for row in result["rows"]:
         if row["judge"] is None and row["metric"] not in ("new_tokens", "seconds"):
