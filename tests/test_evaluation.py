@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from xb_lite.data.items import PREFILL, Item
 from xb_lite.dialogues import as_turns
 from xb_lite.evaluation import outcomes as evaluation
-from xb_lite.evaluation.outcomes import Outcome, evaluate
+from xb_lite.evaluation.outcomes import Outcome, evaluate, read_log
 from xb_lite.evaluation.summary import summarise
 from xb_lite.files import digest
 from xb_lite.judges.strings import XSTEST, VerdictError
@@ -130,7 +130,8 @@ def read(path):
 
 
 def without_seconds(rows):
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    times = ("seconds", "judging")
+    return [{name: value for name, value in row.items() if name not in times} for row in rows]
 
 
 def the_reply_store(folder):
@@ -751,3 +752,27 @@ def test_cut_at_any_byte_of_the_last_two_lines_it_ends_the_same(folder, of):
 
 if __name__ == "__main__":
     serve()
+
+
+class Thinking(Fake):
+    """Of three replies one ends within the thought and one is none, for a reason."""
+
+    def reply(self, dialogues, decoding, prefill=""):
+        texts = ["<think>no</think>yes", "<think>on", ""]
+        return [Reply(text, 1, 1, True, "" if text else "length") for text in texts]
+
+
+def test_a_judge_sees_the_answer_and_no_answer_has_no_verdict(tmp_path):
+    judge = FakeJudge()
+    with own_cache():
+        items = [direct(i) for i in range(3)]
+        found = evaluate(
+            Thinking(), items, [judge], Decoding(), subject=SUBJECT, log=tmp_path / "log.jsonl"
+        )
+    assert [outcome.labels["fake"] for outcome in found] == [["complied"], [None], [None]]
+    assert [response for _, response in judge.judged] == ["yes"]
+    assert read_log(tmp_path / "log.jsonl") == found
+    rows = {row["metric"]: row for row in summarise(found)}
+    assert (rows["asr"]["k"], rows["asr"]["n"]) == (1, 1)
+    assert (rows["no-answer"]["k"], rows["no-answer"]["n"]) == (2, 3)
+    assert rows["gibberish"]["k"] == 0

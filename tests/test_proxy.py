@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import anyio
+import httpx
 import openai
 import pytest
 import torch
@@ -61,6 +62,7 @@ class Talker:
 
     def reset(self):
         self.requests, self.keys, self.active, self.peak = [], [], 0, 0
+        self.cookies = []
         self.gone = threading.Event()
         self.says = says
         self.pause = lambda number: asyncio.sleep(0)
@@ -73,6 +75,7 @@ class Talker:
             raise
         self.requests.append(asked)
         self.keys.append(request.headers.get("authorization"))
+        self.cookies.append(request.headers.get("cookie"))
         self.active += 1
         self.peak = max(self.peak, self.active)
         said = self.says(asked)
@@ -304,8 +307,109 @@ def test_messages_are_cleaned_of_what_is_no_text(ask, talker):
 
 
 def test_what_the_client_leaves_open_is_left_open(ask, talker):
-    ask(user="me", store=False, metadata={}, tools=[], n=1, extra_body={"top_k": 3})
+    ask(user="me", store=False, metadata={}, tools=[], n=1)
     assert talker.requests[1].keys() == {"model", "messages"}
+
+
+def test_what_servers_know_besides_is_passed_on_and_thinking_in_every_stage(ask, talker):
+    thinking = {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low"}
+    ask(extra_body={"top_k": 3, "min_p": 0.1, **thinking})
+    first, second = talker.requests
+    assert second.items() >= {"top_k": 3, "min_p": 0.1, **thinking}.items()
+    assert first.items() >= thinking.items() and "top_k" not in first
+
+
+@pytest.mark.parametrize("field", ["guided_json", "best_of", "grammar", "x" * 200])
+def test_a_field_that_nobody_knows_is_refused(clients, talker, field):
+    answer = post(clients["ia"], {**ASK, field: 2})
+    assert answer.status_code == 400 and field[:60] in answer.json()["error"]["message"]
+    assert not talker.requests
+
+
+def post(client, body, **headers):
+    url = f"{client.base_url}chat/completions"
+    return httpx.post(url, json=body, headers=headers, trust_env=False, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *[("evil.example", 403), ("evil.example:80", 403), ("127.0.0.1.evil.example", 403)],
+        *[("localhost", 200), ("LOCALHOST:1", 200), ("127.0.0.1:9", 200), ("[::1]:9", 200)],
+        *[("", 403), ("[::1", 400), ("192.168.1.9:8001", 200)],
+    ],
+)
+def test_only_hosts_of_ones_own_are_answered(clients, host, status):
+    client = clients["ia"]
+    assert post(client, ASK, host=host).status_code == status
+    found = httpx.get(f"{client.base_url}models", headers={"host": host}, trust_env=False)
+    assert found.status_code == status
+
+
+def test_a_body_that_is_too_long_is_refused_at_once(clients, talker):
+    body = {**ASK, "messages": as_dialogue("x " * 5_000_000)}
+    began = time.monotonic()
+    answer = post(clients["ia"], body)
+    assert answer.status_code == 413 and "2,000,000 bytes" in answer.json()["error"]["message"]
+    assert time.monotonic() - began < 2 and not talker.requests
+
+
+@pytest.mark.parametrize("field", ["prompt_tokens", "completion_tokens"])
+@pytest.mark.parametrize("value", ["many", -1, [1], {"a": 1}, 1e400, 10**30, 1.5])
+def test_odd_usage_is_the_servers_fault(clients, talker, field, value):
+    def odd(request):
+        answer = completion(request, "Hi.")
+        answer["usage"][field] = value
+        return Response(json.dumps(answer), media_type="application/json")
+
+    talker.says = odd
+    answer = post(clients["ia"], ASK)
+    assert answer.status_code == 502
+    assert answer.json()["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, ["x"], float("nan"), 3, "x" * 1000, "a\nb"])
+def test_odd_errors_are_passed_on_in_form(clients, talker, value):
+    def odd(_request):
+        said = json.dumps({"error": {"message": "no", "param": value, "code": value}})
+        return Response(said, 400, media_type="application/json", headers={"retry-after": "soon"})
+
+    talker.says = odd
+    error = post(clients["ia"], ASK).json()["error"]
+    assert {type(error["param"]), type(error["code"])} <= {str, type(None)}
+
+
+def test_a_key_in_the_code_of_an_error_is_not_shown(clients, talker):
+    talker.says = lambda _: JSONResponse(
+        {"error": {"message": "no", "code": KEY, "param": KEY}}, 400
+    )
+    answer = post(clients["ia"], ASK, authorization=f"Bearer {KEY}")
+    assert answer.status_code == 400 and KEY not in answer.text
+
+
+def test_cookies_of_a_server_are_not_kept(clients, talker):
+    def with_cookie(request):
+        answer = JSONResponse(completion(request, "Hi."))
+        answer.set_cookie("session", "of-one-client")
+        return answer
+
+    talker.says = with_cookie
+    post(clients["ia"], ASK)
+    post(clients["ia"], ASK)
+    assert talker.cookies == [None] * 4
+
+
+def test_a_half_character_from_a_server_is_a_mark(clients, talker):
+    talker.says = lambda request: Response(
+        json.dumps(completion(request, "a\ud800b")), media_type="application/json"
+    )
+    content = post(clients["ia"], ASK).json()["choices"][0]["message"]["content"]
+    assert content == "a\ufffdb"
+
+
+def test_an_empty_host_is_refused():
+    with pytest.raises(ValueError, match="--host is empty"):
+        proxy.listen("", 0)
 
 
 def test_the_name_of_the_limit_is_the_clients(ask, talker):

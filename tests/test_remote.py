@@ -24,7 +24,8 @@ from xb_lite.intention.defenses import DEFENSES, Defended
 from xb_lite.models.cached import DEFAULT, SPECS, cached_model
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.server import CONTINUE, RemoteBackend, RemoteError
-from xb_lite.replies.types import Decoding
+from xb_lite.replies.subjects import remote_subject
+from xb_lite.replies.types import Decoding, answer_of
 from xb_lite.serve.proxy import application, in_background
 from xb_lite.serve.upstreams import RemoteModel
 
@@ -447,3 +448,30 @@ def test_the_proxy_before_a_real_server_says_what_the_defense_says_here(real, de
         pieces = list(client.chat.completions.create(**ask, stream=True))
     assert whole.choices[0].message.content == said.text
     assert "".join(p.choices[0].delta.content or "" for p in pieces if p.choices) == said.text
+
+
+def test_one_server_under_two_spellings_is_one(server):
+    found = [remote_subject(f"{server.url}{end}", "m") for end in ("", "/", "//")]
+    assert len({subject.digest for subject in found}) == 1
+
+
+def test_half_a_character_is_a_mark(server):
+    server.answer = lambda request: completion(request, "a\ud800b")
+    (reply,) = RemoteBackend(server.url, "m").reply([as_dialogue("Hi")], Decoding())
+    assert reply.text == "a\ufffdb"
+
+
+def test_why_there_is_no_answer_is_kept(server):
+    server.answer = lambda request: completion(request, None, "length")
+    (reply,) = RemoteBackend(server.url, "m").reply([as_dialogue("Hi")], Decoding())
+    assert (reply.text, reply.missing, reply.finished) == ("", "length", False)
+
+
+def test_of_a_reply_that_thinks_the_answer_is_what_comes_after(server):
+    assert answer_of("<think>\nIll?\n</think>\n\nI can't.") == "I can't."
+    assert answer_of("Ill?</think>No.") == "No."  # the template has begun the thought
+    assert answer_of(" <think>on and on") == "" and answer_of("No <think>.") == "No <think>."
+    texts = iter(["<think>One.</think>Two.", "Three."])
+    server.answer = lambda request: completion(request, next(texts))
+    RemoteBackend(server.url, "m").play([["Hi", "And?"]], Decoding())
+    assert server.requests[1]["messages"][1]["content"] == "Two."

@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from xb_lite.data.items import load_items
 from xb_lite.evaluation.outcomes import Outcome, seconds_spent
 from xb_lite.evaluation.summary import summarise, verdicts
 from xb_lite.recipes import run_name
@@ -27,6 +28,7 @@ from xb_lite.results.contract import (
 )
 from xb_lite.results.frames import find, frame, published_results, write_index
 from xb_lite.results.stats import Mean, Rate, mean, rate
+from xb_lite.results.tables import print_result
 
 RESULTS = Path(__file__).parents[1] / "results"
 C, R, E, G = "complied", "refused", "evaded", "gibberish"
@@ -439,7 +441,9 @@ def test_a_frame_has_a_row_a_rate_and_knows_its_run(tmp_path):
         write_result(
             tmp_path / f"a,steps=2-{seed}.json",
             {
-                **result([{**ROW, "k": k}, MEAN]),
+                **result(
+                    [rate_row(rate([i < k for i in range(3)]), *list(ROW.values())[:4]), MEAN]
+                ),
                 **{"setting": setting, "model": {"name": "tiny"}, "data": {"split": "test"}},
             },
         )
@@ -468,3 +472,89 @@ def test_a_frame_of_published_results_agrees_with_find():
     assert (row["k"], row["n"], row["value"]) == (found.k, found.n, found.value)
     with pytest.raises(ValueError, match="neither|cannot be fetched|is not here"):
         frame("cpu/nothing")
+
+
+# What was edited.
+
+GOOD = {
+    "model": {"name": "tiny [red] [/x]", "digest": "a"},
+    "data": {"set": "harmful", "split": "test", "digest": "b"},
+}
+
+
+def edited(tmp_path, change):
+    """A result whose file was changed by hand."""
+    path = tmp_path / "result.json"
+    write_result(path, {**result([ROW, MEAN]), **GOOD})
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["rows"][0].update(k=2),
+        lambda r: r["rows"][0].update(n=30),
+        lambda r: r["rows"][0].update(low=0.1),
+        lambda r: r["rows"][0].update(n=10**400, k=10**399),
+        lambda r: r["rows"][0].update(n=True, k=True),
+        lambda r: r["rows"][0].update(high=10**400),
+        lambda r: r["rows"][1].update(mean=9.0),
+        lambda r: r["rows"][1].update(mean=10**400),
+        lambda r: r.update(model=["tiny"]),
+        lambda r: r.update(model={"name": 3}),
+        lambda r: r.update(data="test"),
+        lambda r: r.update(adapter=3),
+        lambda r: r.update(seconds="long"),
+        lambda r: r.update(versions=[]),
+    ],
+    ids=range(14),
+)
+def test_an_edited_result_is_one_sentence(tmp_path, change):
+    path = edited(tmp_path, change)
+    with pytest.raises(ValueError, match="is no result") as raised:
+        print_result(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_result_of_no_model_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="says of no model"):
+        frame(edited(tmp_path, lambda r: r.update(model=None)).parent)
+
+
+def test_square_brackets_in_a_name_are_shown(tmp_path, capsys):
+    print_result(edited(tmp_path, lambda r: r["rows"][0].update(set="a[b]", judge="[/b]c")))
+    shown = capsys.readouterr().out
+    assert "tiny [red] [/x]" in shown and "a[b]" in shown and "[/b]c" in shown
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    field=st.sampled_from(["n", "k", "low", "high", "set", "judge", "model", "data", "rows"]),
+    value=st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=3)
+    | st.lists(st.integers(), max_size=2)
+    | st.just({"name": "x"}),
+)
+def test_whatever_is_edited_a_result_is_shown_or_refused(tmp_path, field, value):
+    def change(found):
+        (found["rows"][0] if field in ROW else found)[field] = value
+
+    path = edited(tmp_path, change)
+    try:
+        frame(path.parent)
+        print_result(path)
+    except ValueError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "a\nb", "a\\b", "x[y]", "a:b"])
+def test_names_of_sets_are_names(tmp_path, name):
+    (tmp_path / "my.csv").write_text("prompt\nBake?\n")
+    with pytest.raises(ValueError, match="is no name of a set"):
+        load_items(name, path=str(tmp_path / "my.csv"), kind="harmful")

@@ -325,7 +325,7 @@ def _serve(args: argparse.Namespace) -> None:
         where = f"{url_of(listening)} (Ctrl-C ends it)"
         print(f"{upstream.name} behind {args.defense} is at {where}", flush=True)
         with suppress(KeyboardInterrupt):
-            serve(application(upstream, defense), listening)
+            serve(application(upstream, defense, ("localhost", args.host)), listening)
 
 
 def _reproduce(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ Seen at work in 03_evaluation.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -57,6 +58,11 @@ def load_items(
             given a kind, or a set of the book's own a file.
         BenchmarkError: the benchmark cannot be had, see ``load_dialogues``.
     """
+    if not re.fullmatch(r"[\w.+ -]+", name) or not name.strip(" ."):
+        raise ValueError(
+            f"{name!r:.60} is no name of a set: it becomes one in files, so it has letters, digits "
+            "and - _ + . alone."
+        )
     if path is not None and name in (*KINDS, "multi-turn"):
         raise ValueError(f"set {name!r} is the book's own; a file needs another name.")
     if kind is not None and name in (*KINDS, "multi-turn", *BENCHMARKS):

@@ -6,10 +6,12 @@ hashes. Both are made a batch at a time and gone on with where they stopped.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import compress
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -25,10 +27,11 @@ from xb_lite.replies.cache import (
     check_item,
     check_row,
     is_reply,
+    is_seconds,
     is_text,
     reply_store,
 )
-from xb_lite.replies.types import Backend, Decoding
+from xb_lite.replies.types import Backend, Decoding, answer_of
 from xb_lite.results.logs import Log, LogError, read_rows
 
 
@@ -38,7 +41,8 @@ class Outcome:
 
     Lists have an entry for each reply, in the order of the turns. ``labels`` has such a list for
     each judge by name, with None where its verdict could not be read. ``seconds`` is the item's
-    share of the time of its batch, ``sha256`` that of its replies.
+    share of the time of its batch, ``sha256`` that of its replies. ``unanswered`` is which replies
+    have no answer in them, as where all was thought; none is labelled. Empty where all have one.
     """
 
     id: str
@@ -51,6 +55,7 @@ class Outcome:
     finished: list[bool]
     seconds: float
     sha256: str
+    unanswered: list[bool] = field(default_factory=list)
 
 
 def evaluate(
@@ -123,9 +128,13 @@ def seconds_spent(path: str | Path) -> float:
 
 def _outcome_rows(path: str | Path) -> list[dict]:
     rows = read_rows(Path(path))[1:]
-    if wrong := next((r for r in rows if not _is_outcome(r, len(r.get("finished", ())))), None):
+    if wrong := next((r for r in rows if not _is_outcome(r, _turns(r))), None):
         raise LogError(f"{path} is no log of an evaluation: see the line of {wrong['id']!r}.")
     return rows
+
+
+def _turns(row: dict) -> int:
+    return len(finished) if isinstance(finished := row.get("finished"), list) else 0
 
 
 def _check(items: Sequence[Item], judges: Sequence[Judge]) -> None:
@@ -178,9 +187,18 @@ def _labels_of(judge: Judge, items: Sequence[Item], said: Log) -> dict[str, list
     kinds = getattr(judge, "kinds", KINDS)
     mine = [(item, said.rows[item.id]["replies"]) for item in items if item.kind in kinds]
     asked = [item.request for item, replies in mine for _ in replies]
-    texts = [reply["text"] for _, replies in mine for reply in replies]
-    given = iter(_labels(judge, asked, texts) if texts else ())
+    texts = [answer_of(reply["text"]) for _, replies in mine for reply in replies]
+    there = [not no_answer(reply) for _, replies in mine for reply in replies]
+    asked, texts = list(compress(asked, there)), list(compress(texts, there))
+    some = iter(_labels(judge, asked, texts) if texts else ())
+    given = iter([next(some) if answered else None for answered in there])
     return {item.id: [next(given) for _ in replies] for item, replies in mine}
+
+
+def no_answer(reply: dict) -> bool:
+    """Whether a reply is none: a server gave a reason instead, or it ends within the thought. What
+    a model leaves empty of itself is an answer."""
+    return bool(reply.get("missing")) or bool(reply["text"] and not answer_of(reply["text"]))
 
 
 def _log_row(item: Item, said: dict, labels: dict[str, dict[str, list[str | None]]]) -> dict:
@@ -198,11 +216,14 @@ def _log_row(item: Item, said: dict, labels: dict[str, dict[str, list[str | None
         seconds=said["seconds"],
         sha256=digest([reply["text"] for reply in replies]),
     )
-    return {**asdict(outcome), "asked": said["asked"]}
+    row = {**asdict(outcome), "asked": said["asked"], "unanswered": list(map(no_answer, replies))}
+    if not any(row["unanswered"]):
+        del row["unanswered"]
+    return row
 
 
 def _outcome(row: dict) -> Outcome:
-    return Outcome(**{name: row[name] for name in Outcome.__dataclass_fields__})
+    return Outcome(**{name: row[name] for name in Outcome.__dataclass_fields__ if name in row})
 
 
 def _labels(
@@ -224,11 +245,14 @@ def _labels(
 def _is_outcome(row: dict, turns: int) -> bool:
     lists = {"prompt_tokens": int, "new_tokens": int, "finished": bool}
     return (
-        {"asked", *Outcome.__dataclass_fields__} <= row.keys()
-        and isinstance(row["seconds"], float)
-        and isinstance(row.get("judging", 0.0), float)
-        and isinstance(row["sha256"], str)
+        {"asked", *Outcome.__dataclass_fields__} <= {"unanswered", *row}
+        and ("unanswered" not in row or are(row["unanswered"], bool, turns))
+        and is_seconds(row["seconds"])
+        and is_seconds(row.get("judging", 0.0))
+        and all(isinstance(row[name], str) for name in ("set", "kind", "attack", "sha256"))
+        and re.fullmatch("[0-9a-f]{64}", row["sha256"]) is not None
         and isinstance(row["labels"], dict)
         and all(are(given, str | None, turns) for given in row["labels"].values())
+        and {one for given in row["labels"].values() for one in given} <= {*LABELS, None}
         and all(are(row[name], kind, turns) for name, kind in lists.items())
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +15,11 @@ from xb_lite.corpora import KINDS
 from xb_lite.data.items import Item
 from xb_lite.dialogues import as_turns
 from xb_lite.files import cache_folder, digest
-from xb_lite.replies.types import Backend, Decoding, Reply
+from xb_lite.replies.types import Backend, Decoding, Reply, answer_of
 from xb_lite.results.logs import Log, LogError
+
+HALVES = re.compile("[\ud800-\udfff]")  # of characters
+
 
 BATCH = 64  # items that are asked, or judged, and written together
 
@@ -60,7 +64,7 @@ def check_item(item: Item) -> None:
 
 def is_text(value: object) -> bool:
     """Neither blank nor with half a character in it, as JSON can have."""
-    return isinstance(value, str) and value.strip() and not re.search("[\ud800-\udfff]", value)
+    return isinstance(value, str) and value.strip() and not HALVES.search(value)
 
 
 def ask_into(backend: Backend, items: Sequence[Item], decoding: Decoding, said: Log) -> None:
@@ -99,7 +103,7 @@ def _replies(backend: Backend, items: Sequence[Item], decoding: Decoding) -> lis
         if several:
             played = backend.play([turns[:-1] for turns in scripts], decoding)
         dialogues = [
-            as_turns(turns, [reply.text for reply in before])
+            as_turns(turns, [answer_of(reply.text) for reply in before])
             for turns, before in zip(scripts, played, strict=True)
         ]
         last = backend.reply(dialogues, decoding, prefill)
@@ -130,18 +134,28 @@ def is_reply(row: dict, turns: int) -> bool:
     fields = {"text": str, "prompt_tokens": int, "new_tokens": int, "finished": bool}
     return (
         {"asked", "seconds", "replies"} <= row.keys()
-        and isinstance(row["seconds"], float)
+        and is_seconds(row["seconds"])
         and are(row["replies"], dict, turns)
-        and all(
-            isinstance(r.get(name), kind) for r in row["replies"] for name, kind in fields.items()
-        )
+        and all(is_a(r.get(name), kind) for r in row["replies"] for name, kind in fields.items())
+        and all(isinstance(r.get("missing", ""), str) for r in row["replies"])
+        and not any(HALVES.search(r["text"]) for r in row["replies"])
+        and all(r["prompt_tokens"] >= 0 <= r["new_tokens"] for r in row["replies"])
     )
 
 
 def are(values: object, kind: type, n: int) -> bool:
-    return (
-        isinstance(values, list) and len(values) == n and all(isinstance(v, kind) for v in values)
-    )
+    return isinstance(values, list) and len(values) == n and all(is_a(v, kind) for v in values)
+
+
+def is_a(value: object, kind: type) -> bool:
+    """Where a number is wanted, neither a truth value nor one that no count is."""
+    if kind is int:
+        return type(value) is int and abs(value) < 2**63
+    return isinstance(value, kind)
+
+
+def is_seconds(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _asked(item: Item) -> str:

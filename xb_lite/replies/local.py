@@ -16,7 +16,7 @@ from xb_lite.dialogues import Dialogue, as_dialogue, encode, render
 from xb_lite.hidden import batches_by_length
 from xb_lite.models.precision import Precision
 from xb_lite.replies.talk import TAG_TOKENS, Talk, token_ids
-from xb_lite.replies.types import Decoding, Reply, check_open, check_scripts
+from xb_lite.replies.types import Decoding, Reply, answer_of, check_open, check_scripts
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class LocalBackend:
                         dialogue.append({"role": "user", "content": turn})
                     said = talk.go_on(talk.rows_for(dialogues), decoding)
                     for i, dialogue, reply in zip(batch, dialogues, said, strict=True):
-                        dialogue.append({"role": "assistant", "content": reply.text})
+                        dialogue.append({"role": "assistant", "content": answer_of(reply.text)})
                         played[i].append(reply)
                     bar.update(len(batch))
         return played

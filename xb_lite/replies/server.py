@@ -20,7 +20,14 @@ import openai
 from tqdm.auto import tqdm
 
 from xb_lite.dialogues import Dialogue, as_dialogue
-from xb_lite.replies.types import Decoding, Reply, check_open, check_scripts
+from xb_lite.replies.types import (
+    Decoding,
+    Reply,
+    answer_of,
+    check_open,
+    check_scripts,
+    whole_characters,
+)
 
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}  # vLLM's, and others'
 
@@ -90,6 +97,8 @@ class RemoteBackend:
     retries: int = 2
 
     def __post_init__(self) -> None:
+        # One server under two spellings would be two subjects.
+        object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
         url, key = urlsplit(self.base_url), self.api_key or ""
         if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query:
             raise ValueError("base_url must look like http://127.0.0.1:8000/v1, with no key in it.")
@@ -142,7 +151,7 @@ class RemoteBackend:
         for i, reply in self._answers(waiting, "script", total, decoding):
             played[i].append(reply)
             if (turn := len(played[i])) < len(scripts[i]):
-                answered = {"role": "assistant", "content": reply.text}
+                answered = {"role": "assistant", "content": answer_of(reply.text)}
                 dialogues[i] = [*dialogues[i], answered, *as_dialogue(scripts[i][turn])]
                 waiting.append((i, turn, dialogues[i]))
         return played
@@ -239,12 +248,13 @@ class RemoteBackend:
             answer = None
         with suppress(AttributeError, LookupError, TypeError, ValueError):  # openai does not check
             choice, usage = answer.choices[0], answer.usage
-            text, end = choice.message.content, choice.finish_reason
+            text, end, missing = choice.message.content, choice.finish_reason, ""
             if text is None and end in ("stop", "length", "content_filter"):
-                text = ""
+                text, missing = "", end
             if isinstance(text, str):
                 counts = int(usage.prompt_tokens), int(usage.completion_tokens)
-                return Reply(text, *counts, finished=end == "stop")
+                text = whole_characters(text)
+                return Reply(text, *counts, finished=end == "stop", missing=missing)
         raise RemoteError(f"{label} {NO_CHAT}.")
 
     def _quoted(self, error: openai.APIError) -> str:

@@ -80,4 +80,5 @@ def remote_subject(server: str, name: str) -> Subject:
     """A model behind an OpenAI-compatible server, under the server's own ``name`` for it; its
     digest is that name with the address. Raises ValueError or RemoteError for a bad address or a
     missing key."""
-    return Subject(Path(name).name, f"{name} at {server}", RemoteBackend(server, name))
+    backend = RemoteBackend(server, name)
+    return Subject(Path(name).name, f"{name} at {backend.base_url}", backend)

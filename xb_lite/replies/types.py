@@ -33,12 +33,28 @@ class Decoding:
 @dataclass(frozen=True)
 class Reply:
     """One reply. ``text`` begins with the prefill, if there was one; ``finished`` is False where
-    ``max_new_tokens`` cut it short; token counts are the backend's own."""
+    ``max_new_tokens`` cut it short; token counts are the backend's own. ``missing`` is why there
+    is no answer in it, where a server says that (``length``: it was all thought)."""
 
     text: str
     prompt_tokens: int
     new_tokens: int
     finished: bool
+    missing: str = ""
+
+
+def whole_characters(text: str) -> str:
+    """With U+FFFD for each half of a character, which JSON can have and no tokenizer takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def answer_of(text: str) -> str:
+    """What a reply says after the model's thought; empty where it does not come to an end. The
+    official code of X-Boundary judges that part, too."""
+    thought, end, answer = text.rpartition("</think>")
+    if end:
+        return answer.lstrip()
+    return "" if text.lstrip().startswith("<think>") else text
 
 
 class Backend(Protocol):

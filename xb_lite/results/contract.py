@@ -40,10 +40,10 @@ KINDS = {  # of a field: its type, and its parts that are texts
     "hardware": (str, ()),
     "versions": (dict, ()),
     "model": (dict, ("name", "digest")),
-    "adapter": (dict | None, ()),
+    "adapter": (dict, ()),
     "data": (dict, ("set", "split", "digest")),
     "seed": (int | list, ()),
-    "commit": (str | None, ()),
+    "commit": (str, ()),
 }
 
 
@@ -147,8 +147,20 @@ def read_result(path: str | os.PathLike[str]) -> dict:
         raise ValueError(f"{path} is no result of schema {SCHEMA}; evaluate again to make it.")
     try:
         _check(result)
+        _check_kinds(result)
     except ValueError as error:
         raise ValueError(f"{path} is no result: {error}") from None
+    return result
+
+
+def named(result: dict, path: object) -> dict:
+    """The result, which says of which model it is.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not (result["model"] or {}).get("name") or result["data"] is None:
+        raise ValueError(f"{path} says of no model and data; evaluate again to make it.")
     return result
 
 
@@ -157,12 +169,6 @@ def _check(result: dict) -> None:
         raise ValueError(
             f"a result has the fields {sorted(FIELDS)}; wrong here: {sorted(map(str, wrong))}."
         )
-    for name, (kind, parts) in KINDS.items():
-        value = result[name]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r:.60}, which it cannot be.")
-        if wrong := [part for part in parts if not isinstance(value.get(part), str)]:
-            raise ValueError(f"{name} has no {wrong[0]} that is a text: {value!r:.200}.")
     setting = result["setting"]
     if setting is not None and (not isinstance(setting, dict) or setting.keys() != set(SETTING)):
         raise ValueError(f"setting has the fields {sorted(SETTING)}, or is null: {setting!r:.200}.")
@@ -170,6 +176,15 @@ def _check(result: dict) -> None:
         raise ValueError(f"rows is a list, not {result['rows']!r:.60}.")
     for number, row in enumerate(result["rows"]):
         _check_row(row, number)
+
+
+def _check_kinds(result: dict) -> None:
+    for name, (kind, parts) in KINDS.items():
+        value = result[name]
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ValueError(f"{name} is {value!r:.60}, which it cannot be.")
+        if wrong := [part for part in parts if not isinstance((value or {}).get(part, ""), str)]:
+            raise ValueError(f"{wrong[0]} of {name} is no text: {value!r:.200}.")
 
 
 def _check_row(row: dict, number: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from xb_lite.files import own_file, write_whole
-from xb_lite.results.contract import SETTING, read_result
+from xb_lite.results.contract import SETTING, named, read_result
 from xb_lite.results.stats import Mean, Rate
 
 INDEX = Path("index.json")
@@ -85,13 +85,13 @@ def frame(folder: str | os.PathLike[str]) -> pd.DataFrame:
         files = {name: published(f"{folder}/{name}.json") for name in names}
     rows = []
     for name, path in files.items():
-        result = read_result(path)
+        result = named(read_result(path), path)
         setting = result["setting"] or dict.fromkeys(SETTING)
         same = {
             "model": result["model"]["name"],
             **{field: setting[field] for field in ("defense", "method", "changes", "strength")},
             "seed": setting["training_seed"],
-            "split": result["data"]["split"],
+            "split": result["data"].get("split"),
         }
         for row in result["rows"]:
             value = row["k"] / row["n"] if "k" in row else row["mean"]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
-from xb_lite.results.contract import read_result
+from xb_lite.results.contract import named, read_result
 
 # What a reader looks at first, in this order; the file has more.
 SHOWN = ("asr", "asr-any-turn", "asr-last-turn", "orr", "served")
@@ -71,7 +71,7 @@ def html_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def print_result(path: str | os.PathLike[str]) -> None:
     """Print a result as a table, with its capability and where it lies."""
-    result = read_result(path)
+    result = named(read_result(path), path)
     console = Console(width=max(104, Console().width))  # narrower, cells would be cut
     heads, rows = judged(result)
     title = f"{result['model']['name']}: rates in %, with 95 % intervals, by judge"
@@ -80,7 +80,7 @@ def print_result(path: str | os.PathLike[str]) -> None:
         side = "left" if place < 2 else "right"
         table.add_column(escape_markup(head).replace("-", "-\n"), justify=side, no_wrap=True)
     for row in rows:
-        table.add_row(*map(escape_markup, row))
+        table.add_row(*(escape_markup(str(cell)) for cell in row))
     console.print(table)
     for row in result["rows"]:
         if row["judge"] is None and row["metric"] not in ("new_tokens", "seconds"):

@@ -18,8 +18,13 @@ from xb_lite.dialogues import Dialogue, as_dialogue, render
 from xb_lite.models.precision import Precision
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.types import Backend, Decoding, Reply
-from xb_lite.serve.requests import FOR_SERVERS, Asked, ServingError
+from xb_lite.serve.requests import BESIDES, FOR_SERVERS, THINKING, Asked, ServingError
 from xb_lite.serve.upstreams import Tell
+
+NO_THOUGHT = {"enable_thinking": False}
+
+
+A_TOKEN = 32  # characters; hardly one has more, but runs of blanks
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,23 @@ class LocalModel:
     room: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
     def backend(self, asked: Asked, tell: Tell | None) -> Backend:
-        for name in FOR_SERVERS:
-            if asked.fields.get(name):
+        for name in (*FOR_SERVERS, *BESIDES, *THINKING):
+            # Thinking is off here.
+            off = name == "chat_template_kwargs" and asked.fields.get(name) == NO_THOUGHT
+            if asked.fields.get(name) and not off:
                 what = f"{name} is not supported by a model on the proxy's machine; leave it out."
                 raise ServingError(400, what, name)
+        # Before it is tokenised, which cannot be stopped: a second or two for a million characters.
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        characters = sum(len(message["content"]) for message in asked.dialogue)
+        if most and characters > A_TOKEN * most:
+            raise ServingError(
+                400,
+                f"the messages have {characters:,} characters, and the model takes {most:,} tokens:"
+                " shorten them.",
+                "messages",
+                "context_length_exceeded",
+            )
         options = {"asked": asked, "tell": tell, "precision": self.precision}
         return _LocalRequest(self.model, self.tokenizer, **options)
 

@@ -16,10 +16,12 @@ import socket
 import time
 import traceback
 from asyncio import CancelledError
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import CancelledError as LeftError
 from contextlib import contextmanager
+from ipaddress import ip_address
 from threading import Thread
+from urllib.parse import urlsplit
 
 import uvicorn
 from anyio import CancelScope, create_task_group, to_thread
@@ -46,19 +48,43 @@ KINDS = {
 }
 
 
-def application(upstream: Upstream, defense: Defense) -> Starlette:
-    """The proxy as an ASGI application."""
+MOST = 2_000_000  # bytes of a request; the longest contexts there are have about as many
+
+
+def application(
+    upstream: Upstream, defense: Defense, hosts: Collection[str] = ("localhost",)
+) -> Starlette:
+    """The proxy as an ASGI application.
+
+    ``hosts`` are the names under which it answers, besides addresses in numbers: a page of the web
+    can give this machine's address a name of its own (DNS rebinding), and would be let in.
+    """
+
+    def check_host(request: Request) -> None:
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        try:
+            ip_address(host)
+        except ValueError:
+            if host not in {name.lower() for name in hosts}:
+                raise ServingError(
+                    403, "this host name is not the proxy's: start it with --host of that name."
+                ) from None
 
     async def chat(request: Request) -> ASGIApp:
         try:
-            asked = read_request(await request.body(), request.headers)
+            check_host(request)
+            asked = read_request(await _body(request), request.headers)
             return _Exchange(upstream, defense, asked)
-        except ServingError as error:
+        except (ServingError, ValueError) as error:
             return _failure(error)
         except ClientDisconnect:
             return Response()
 
-    async def models(_request: Request) -> JSONResponse:
+    async def models(request: Request) -> JSONResponse:
+        try:
+            check_host(request)
+        except (ServingError, ValueError) as error:
+            return _failure(error)
         one = {"id": upstream.name, "object": "model", "created": 0, "owned_by": "xb-lite"}
         return JSONResponse({"object": "list", "data": [one]})
 
@@ -77,8 +103,10 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket to ``serve`` on; port 0 is any free one.
 
     Raises:
-        ValueError: the port is in use, or the address is none of this machine's.
+        ValueError: the port is in use, or the address is none of this machine's, or is empty.
     """
+    if not host.strip():
+        raise ValueError("--host is empty, which would be every address: name one (127.0.0.1).")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
@@ -117,6 +145,20 @@ def in_background(app: ASGIApp) -> Iterator[str]:
 def _server(app: ASGIApp) -> uvicorn.Server:
     options = {"log_level": "warning", "access_log": False, "lifespan": "off"}
     return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=3, **options))
+
+
+async def _body(request: Request) -> bytes:
+    """Raises a ServingError as soon as it is too long."""
+    too_long = ServingError(413, f"the request has more than {MOST:,} bytes: shorten the messages.")
+    said = request.headers.get("content-length", "0")
+    if said.isdecimal() and int(said) > MOST:
+        raise too_long
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MOST:
+            raise too_long
+    return bytes(body)
 
 
 class _Exchange:

@@ -29,17 +29,38 @@ DECODING = {  # the API's name: ours, its kind, what it must be
 }
 
 
-FOR_SERVERS = ("stop", "frequency_penalty", "presence_penalty", "logit_bias")  # known to them alone
+# Known to servers alone: of the API, of vLLM and others besides, and those by which a model thinks,
+# which hold for every stage.
+FOR_SERVERS = ("stop", "frequency_penalty", "presence_penalty", "logit_bias")
+
+
+BESIDES = ("top_k", "min_p", "repetition_penalty")
+
+
+THINKING = ("chat_template_kwargs", "reasoning_effort")
+
+
+# Change nothing in an answer's text.
+HARMLESS = {
+    *("model", "messages", "stream", "stream_options", "user", "store", "metadata"),
+    *("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *("parallel_tool_calls", "verbosity"),
+}
 
 
 UNSUPPORTED = {  # and the value that changes nothing
     "n": 1,
     "tools": None,
     "functions": None,
+    "tool_choice": "none",
+    "function_call": "none",
     "response_format": {"type": "text"},
     "modalities": ["text"],
     "logprobs": None,
 }
+
+
+KIND_WORDS = {dict: "an object", str: "a text"}
 
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -92,12 +113,20 @@ def read_request(body: bytes, headers: Mapping[str, str]) -> Asked:
     for name, harmless in UNSUPPORTED.items():
         if said.get(name) and said[name] != harmless:
             raise ServingError(400, f"{name} is not supported by the proxy; leave it out.", name)
+    known_names = {*HARMLESS, *UNSUPPORTED, *DECODING, *FOR_SERVERS, *BESIDES, *THINKING}
+    if unknown := [name for name in said if said[name] and name not in known_names]:
+        name = f"{unknown[0]:.60}"
+        raise ServingError(400, f"{name} is not known to the proxy; leave it out.", name)
+    for name, kind in (("chat_template_kwargs", dict), ("reasoning_effort", str)):
+        if not isinstance(said.get(name) or kind(), kind):
+            raise ServingError(400, f"{name} must be {KIND_WORDS[kind]}.", name)
     stream, options = said.get("stream") or False, said.get("stream_options") or {}
     if not isinstance(stream, bool):
         raise ServingError(400, "stream must be true or false.", "stream")
     if not isinstance(options, dict):
         raise ServingError(400, "stream_options must be an object.", "stream_options")
-    known = {name: said[name] for name in (*DECODING, *FOR_SERVERS) if said.get(name) is not None}
+    names = (*DECODING, *FOR_SERVERS, *BESIDES, *THINKING)
+    known = {name: said[name] for name in names if said.get(name) is not None}
     return Asked(
         _dialogue(said.get("messages")),
         _decoding(known),

@@ -8,8 +8,10 @@ client leaves, what the thread waits for is cancelled.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -18,8 +20,8 @@ from anyio import CapacityLimiter, from_thread
 
 from xb_lite.dialogues import Dialogue
 from xb_lite.replies.server import HERE, RemoteBackend
-from xb_lite.replies.types import Backend, Decoding, Reply
-from xb_lite.serve.requests import Asked, ServingError
+from xb_lite.replies.types import Backend, Decoding, Reply, whole_characters
+from xb_lite.serve.requests import BESIDES, THINKING, Asked, ServingError
 
 Tell = Callable[[str], Awaitable[None]]
 
@@ -64,7 +66,11 @@ class RemoteModel:
             api_key=key or "none",
             timeout=timeout,
             max_retries=0,  # clients try again by themselves
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=elsewhere),
+            http_client=openai.DefaultAsyncHttpxClient(
+                trust_env=elsewhere,
+                # None are kept: they would go to the next client's requests.
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            ),
         )
 
     def backend(self, asked: Asked, tell: Tell | None) -> Backend:
@@ -84,12 +90,14 @@ class _RemoteRequest:
         return [from_thread.run(self._ask, dialogue, decoding) for dialogue in dialogues]
 
     async def _ask(self, dialogue: Dialogue, decoding: Decoding) -> Reply:
-        fields, tell = self.asked.fields, self.tell
+        fields, tell = dict(self.asked.fields), self.tell
+        besides = {name: fields.pop(name) for name in (*BESIDES, *THINKING) if name in fields}
         if decoding is not self.asked.decoding:
             # Some servers know only one of the two names: the client's.
             limit = "max_completion_tokens"
             fields = {limit if limit in fields else "max_tokens": decoding.max_new_tokens}
             fields |= {name: getattr(decoding, name) for name in ("temperature", "top_p", "seed")}
+            besides = {name: value for name, value in besides.items() if name in THINKING}
             tell = None
         if tell:
             fields = {**fields, "stream": True, "stream_options": {"include_usage": True}}
@@ -98,6 +106,7 @@ class _RemoteRequest:
             answer = await self.server.client.chat.completions.create(
                 model=self.server.name,
                 messages=dialogue,
+                extra_body=besides or None,
                 extra_headers={"Authorization": self.asked.key} if own else None,
                 **fields,
             )
@@ -121,20 +130,30 @@ class _RemoteRequest:
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             what = f"{who} wants a key, or another"  # its own words may quote the key
             to_do = "set the client's api_key, or OPENAI_API_KEY of the proxy"
-            return ServingError(error.status_code, f"{what}; {to_do}.", code=error.code)
+            return ServingError(error.status_code, f"{what}; {to_do}.", code=self._word(error.code))
         if type(error) is not openai.APIError and not isinstance(error, openai.APIStatusError):
             what = f"{who} gave no chat completion"
             return ServingError(502, f"{what}; correct --server of the proxy (most end in /v1).")
         words = error.body.get("message") if isinstance(error.body, dict) else error.body
         words = " ".join(str(words or error.body or "nothing more").split())
-        for key in filter(None, (self.server.key, self.asked.key)):
-            words = words.replace(key.split()[-1], "…")
+        words = self._without_key(words)
         status = getattr(error, "status_code", 502)  # none where it failed amid a stream
         if not 400 <= status < 500:
             return ServingError(502, f"{who} failed (it says: {words:.300}); its log says why.")
         what = f"{who} refuses the request (it says: {words:.300})."
-        wait = error.response.headers.get("retry-after")
-        return ServingError(status, what, error.param, error.code, wait)
+        wait = self._word(error.response.headers.get("retry-after"))
+        return ServingError(status, what, self._word(error.param), self._word(error.code), wait)
+
+    def _without_key(self, words: str) -> str:
+        for key in filter(None, (self.server.key, self.asked.key)):
+            words = words.replace((key.split() or [key])[-1], "…")
+        return words
+
+    def _word(self, said: object) -> str | None:
+        """What a server says in one word; it may say anything there."""
+        if not isinstance(said, str) or not re.fullmatch(r"[\w .,:\[\]/-]{1,100}", said):
+            return None
+        return said if self._without_key(said) == said else None
 
 
 async def _told(chunks: openai.AsyncStream, tell: Tell) -> Reply:
@@ -142,7 +161,7 @@ async def _told(chunks: openai.AsyncStream, tell: Tell) -> Reply:
     async for chunk in chunks:
         usage = chunk.usage or usage
         for choice in chunk.choices[:1]:
-            if piece := choice.delta.content:
+            if piece := whole_characters(choice.delta.content or ""):
                 text += piece
                 await tell(piece)
             end = choice.finish_reason or end
@@ -157,5 +176,7 @@ def _reply(text: str | None, end: str, usage: object) -> Reply:
         text = ""
     if not isinstance(text, str):
         raise ValueError(f"no text, but {end}")
-    counts = (getattr(usage, f"{which}_tokens", 0) or 0 for which in ("prompt", "completion"))
-    return Reply(text, *counts, finished=end != "length")
+    counts = [getattr(usage, f"{which}_tokens", 0) or 0 for which in ("prompt", "completion")]
+    if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+        raise ValueError("no counts of tokens")
+    return Reply(whole_characters(text), *counts, finished=end != "length")
