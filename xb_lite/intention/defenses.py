@@ -197,7 +197,7 @@ class _Listener:
     ) -> list[Reply]:
         if decoding is not self.decoding:
             return self.backend.reply(dialogues, decoding, prefill)
-        return [_Unsaid("", 0, 0, True, dialogue) for dialogue in dialogues]
+        return [_Unsaid("", 0, 0, True, asked=dialogue) for dialogue in dialogues]
 
 
 def last_prompts(

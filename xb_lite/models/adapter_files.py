@@ -243,9 +243,10 @@ def _read_config(folder: Path) -> LoraConfig:
             if not fits(value):
                 raise AdapterError(f"{path}: {name} is {value!r:.60}; it must be {must}.")
         elif not any(type(value) is type(off) and value == off for off in (*OFF, usual.get(name))):
+            shown = repr(name)[1:-1]  # on one line, whatever is in it
             raise AdapterError(
-                f"{path}: {name} is {value!r:.60}, which is not applied here, so the adapter would "
-                "be another: use one that is plain LoRA."
+                f"{path}: {shown} is {value!r:.60}, which is not applied here, so the adapter "
+                "would be another: use one that is plain LoRA."
             )
     said = {"peft_version", "auto_mapping"}  # of its making
     known = {name: value for name, value in fields.items() if name in FIELDS.keys() - said}
