@@ -1,0 +1,173 @@
+"""The exercises of chapter 0: solutions pass, stubs are not attempted, mistakes get their words."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from xb_lite.exercises import start_here as check
+from xb_lite.exercises.verdicts import NOT_YET
+
+NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "00_start_here.ipynb"
+CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+NAMES = ("refusal_depth", "two_rates", "walk", "leaks")
+SOLUTIONS = [
+    code
+    for cell in CELLS
+    if cell["cell_type"] == "markdown"
+    for code in re.findall(
+        r"<summary>Solution</summary>\s*```python\n(.*?)```", "".join(cell["source"]), re.S
+    )
+]
+STUBS = {
+    name: source
+    for cell in CELLS
+    if cell["cell_type"] == "code"
+    for source in ["".join(cell["source"])]
+    for name in NAMES
+    if f"check.{name}(" in source
+}
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_solution_in_the_notebook_passes(name):
+    (code,) = [code for code in SOLUTIONS if f"def {name}(" in code or f"{name} =" in code]
+    there = {"torch": torch}
+    exec(code, there)
+    verdict = getattr(check, name)(there[name])
+    assert verdict.right, str(verdict)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stub_in_the_notebook_is_not_attempted(name):
+    there = {"check": check}
+    exec(STUBS[name], there)
+    verdict = getattr(check, name)(there[name])
+    assert verdict.right is None
+    assert verdict.text == NOT_YET
+    assert getattr(check, name)(...).text == NOT_YET
+
+
+def rates(leaks, dim=1):
+    return leaks.float().mean(dim)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda leaks: int(leaks.any(1).nonzero()[0]), "at least half are wanted"),
+        (lambda leaks: int(rates(leaks).argmax()), "fewer words"),
+        (lambda leaks: int((rates(leaks) > 0.5).nonzero()[0]), "One too far"),
+        (lambda leaks: int((rates(leaks) >= 0.5).nonzero()[0]) - 1, "One too few"),
+        (lambda leaks: int((rates(leaks) >= 0.5).sum()), "counted the rows"),
+        (lambda leaks: int((rates(leaks, 0) >= 0.5).nonzero()[0]), "dimension 0"),
+        (lambda leaks: int((rates(leaks) >= 0.5).nonzero()[-1]), "last row"),
+        (lambda leaks: rates(leaks)[3], "the rate at that row"),
+        (rates, "These are the rates"),
+        (lambda leaks: rates(leaks) >= 0.5, "for every row"),
+        (lambda leaks: (rates(leaks) >= 0.5).nonzero()[:, 0], "all reach half"),
+    ],
+)
+def test_mistakes_of_refusal_depth(wrong, words):
+    verdict = check.refusal_depth(wrong)
+    assert verdict.right is False
+    assert words in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ((4 / 6, 2 / 5), "has not succeeded"),
+        ((2 / 6, 1 / 5), "counts gibberish"),
+        ((2 / 6, 3 / 5), "not over-refusal"),
+        ((4 / 6, 1 / 5), "only looked for refusals"),
+        ((2, 2), "counts"),
+        ((2 / 11, 2 / 11), "own denominator"),
+        ((2 / 5, 2 / 6), "other order"),
+        ((100 / 3, 40), "percentages"),
+        ((2 / 5, 2 / 4), "denominator"),
+        (2 / 6, "shape"),
+    ],
+)
+def test_mistakes_of_two_rates(wrong, words):
+    verdict = check.two_rates(wrong)
+    assert verdict.right is False
+    assert words in verdict.text
+
+
+def played(reply, dialogue, turns, history=True):
+    now, said = [*dialogue], []
+    for turn in turns:
+        now.append(user(turn))
+        said.append(reply(now))
+        if history:
+            now.append(assistant(said[-1]))
+    return said
+
+
+def walk_in_place(reply, dialogue, turns):
+    for turn in turns:
+        dialogue.append(user(turn))
+        text = reply(dialogue)
+        dialogue.append(assistant(text))
+    return text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda r, d, t: played(r, d, t, history=False)[-1], "own replies are missing"),
+        (lambda r, d, t: played(r, d, t), "the last one only"),
+        (lambda r, d, t: played(r, d, t)[0], "first turn"),
+        (lambda r, d, t: played(r, d, t)[-2], "not asked"),
+        (lambda r, d, t: r([*d, user(t[-1])]), "plain request"),
+        (lambda r, d, t: played(r, [], t)[-1], "missing in front"),
+        (lambda r, d, t: r([*d, user(" ".join(t))]), "joined"),
+        (walk_in_place, "in place"),
+        (lambda r, d, t: 3, "int"),
+        (lambda r, d, t: "no", "first hint"),
+    ],
+)
+def test_mistakes_of_walk(wrong, words):
+    verdict = check.walk(wrong)
+    assert verdict.right is False
+    assert words in verdict.text
+
+
+def bare(text):
+    return "".join(letter for letter in text.lower() if letter.isalpha())
+
+
+def refuses(text):
+    return "sorry" in text.lower() or "cannot" in text.lower()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda r, s: s in r, "small letters"),
+        (lambda r, s: s.lower() in r.lower(), "L-E-M-O-N"),
+        (lambda r, s: s in r.upper().replace("-", ""), "with spaces"),
+        (lambda r, s: s in r.replace("-", "").replace(" ", ""), "still missed"),
+        (lambda r, s: not refuses(r), "looks for refusals"),
+        (lambda r, s: bare(s) in bare(r) and not refuses(r), "say sorry and leak"),
+        (lambda r, s: r.lower() == s.lower(), "inside a sentence"),
+        (lambda r, s: set(bare(s)) <= set(bare(r)), "without their order"),
+        (lambda r, s: "lemon" in bare(r), "second argument"),
+        (lambda r, s: bare(s) not in bare(r), "exchanged"),
+    ],
+)
+def test_mistakes_of_leaks(wrong, words):
+    verdict = check.leaks(wrong)
+    assert verdict.right is False
+    assert words in verdict.text
