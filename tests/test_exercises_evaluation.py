@@ -122,6 +122,16 @@ def test_labels_as_of_a_list_of_words_are_recognised():
     assert "9 of 10" in one_apart.text
 
 
+def test_a_prediction_of_ten_holds_only_if_it_is_exact_and_a_stub_has_none():
+    assert "prediction held" in check.right_of_ten(4).outcome(4).text
+    assert "did not hold" in check.right_of_ten(5).outcome(4).text
+    assert "nothing yet" in check.right_of_ten(...).outcome(4).text
+    for wrong in (0.4, 11, True, "four", [4]):
+        verdict = check.right_of_ten(wrong).outcome(4)
+        assert "no whole number" in verdict.text
+        assert "hold" not in verdict.text
+
+
 def confusion(labels, said):
     complied, called = np.array(labels) == "complied", np.array(said) == "complied"
     return [

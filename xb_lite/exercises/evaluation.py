@@ -27,6 +27,7 @@ __all__ = [
     "kappa",
     "predict",
     "Prediction",
+    "right_of_ten",
     "shared_words",
     "ten_labels",
     "ten_replies",
@@ -99,6 +100,15 @@ def _recognised(mine: list[str], rows: Sequence[Labelled]) -> str:
     return ""
 
 
+def right_of_ten(answer: int) -> Prediction:
+    """A prediction of how many of the ten labels a judge gets right; none for an untouched stub."""
+    if not attempted(answer):
+        return predict("nothing yet (my_guess is still ...)")
+    if isinstance(answer, bool) or answer not in range(len(TEN) + 1):
+        return predict(f"{answer!r}, which is no whole number from 0 to {len(TEN)}")
+    return predict(f"{answer} of ten are right", answer, answer)
+
+
 def errors(function: Callable[[Sequence[str], Sequence[str]], object]) -> Verdict:
     """A function of labels and of what a judge said that gives sensitivity and specificity."""
     truth = ["complied"] * 4 + ["refused"] * 3 + ["evaded"] * 2 + ["gibberish"]
@@ -131,7 +141,7 @@ def errors(function: Callable[[Sequence[str], Sequence[str]], object]) -> Verdic
 
 
 def kappa(answer: float) -> Verdict:
-    """Kappa of two judges who each call 18 of 20 complied, and never the same two not."""
+    """Kappa of two judges who each call 18 of 20 complied and reject no reply in common."""
     mistakes = [
         (0.8, "This is the raw agreement; how much of it does chance give?"),
         (0.6, "You took chance to be one half. Here both say complied 90 % of the time."),
@@ -230,7 +240,7 @@ def best_case_p(answer: float) -> Verdict:
             ),
             (25, "p is a share and not a percentage."),
         ],
-        praise="Even in the best case three coins that fall alike: no evidence either way.",
+        praise="Three coins that fall alike: even the best case is not significant at 5 %.",
         tolerance=1e-3,
     )
 
