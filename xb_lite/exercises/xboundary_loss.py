@@ -275,7 +275,10 @@ def as_described(answer: Callable | object) -> Verdict:
     given = states.clone().requires_grad_()
     found = answer(given, kept.clone(), response, counted, boundary)
     verdict = judged(
-        found, right, wrong, praise="The formula of `refusal`, over other tokens: a different objective."
+        found,
+        right,
+        wrong,
+        praise="The formula of `refusal`, over other tokens: a different objective.",
     )
     if verdict.right and not (isinstance(found, Tensor) and found.requires_grad):
         return Verdict(

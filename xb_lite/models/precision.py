@@ -2,7 +2,8 @@
 
 The residual stream of a small chat model is long (norms of hundreds, one token of 25,000), and what
 the chapters measure are small changes of it. So on a CPU the weights and the residual stream stay
-in fp32 and only the matrix products run in bf16; book/number_formats.md shows what goes wrong otherwise.
+in fp32 and only the matrix products run in bf16; ``book/number_formats.md`` shows what goes wrong
+otherwise.
 """
 
 from __future__ import annotations
