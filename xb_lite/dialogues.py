@@ -18,8 +18,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 Dialogue = Sequence[dict[str, str]]
-
-
 ROLES = ("system", "user", "assistant", "tool")
 
 

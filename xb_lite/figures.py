@@ -21,13 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from xb_lite.dialogues import Encoding
 
 GROUND = "#fbfbfa"
-
-
 INK = "#2b2b2b"
-
-
 GRID = "#dededb"
-
 
 # harmful, boundary-safe, benign, then what else a figure needs
 COLORS = {
@@ -38,12 +33,8 @@ COLORS = {
     "accent": "#CC79A7",
 }
 
-
 TOKEN_SHADES = {"sink": "#e3c3d3", "prompt": "#dededb", "response": "#bcd6e8"}
-
-
 MARKERS = {"harmful": "X", "boundary-safe": "o", "benign": "s"}
-
 
 STYLE = {
     "figure.facecolor": GROUND,

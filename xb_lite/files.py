@@ -40,8 +40,6 @@ def cache_folder() -> Path:
 
 
 TIMEOUT = 30  # seconds without a byte
-
-
 _fetched: set[Path] = set()
 
 

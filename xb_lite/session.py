@@ -29,7 +29,6 @@ MODELS = {
     "a100": "Qwen/Qwen2.5-7B-Instruct",
 }
 
-
 T = TypeVar("T")
 
 

@@ -29,10 +29,7 @@ SHAPES = {
     "s": "M-4.2-4.2H4.2V4.2H-4.2Z",
 }
 
-
 PLACES = 1024  # places along either axis of a map: finer than the pixels of a screen
-
-
 STEPS = 100  # least number of thresholds along the strip; at most 2.5 times as many
 
 

@@ -19,11 +19,7 @@ from jaxtyping import Bool, Float, Int
 from xb_lite.corpora import KINDS
 
 States = Float[np.ndarray, "item dim"]
-
-
 PerColumn = Float[np.ndarray, "item column"]
-
-
 FOLDS = 5
 
 

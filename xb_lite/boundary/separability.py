@@ -28,8 +28,6 @@ from xb_lite.boundary.resampling import (
 )
 
 ByColumn = Float[np.ndarray, " column"]
-
-
 BLOCK = 512  # states whose distances to all others are held at once
 
 

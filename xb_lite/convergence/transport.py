@@ -20,8 +20,6 @@ from scipy.stats import t, wasserstein_distance
 from tqdm.auto import tqdm
 
 Sample = Float[np.ndarray, "item dim"]
-
-
 PIVOTS = 10_000_000  # at its default, a hundredth of this, POT can stop short of the optimum
 
 

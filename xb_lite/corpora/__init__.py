@@ -14,19 +14,12 @@ from importlib.resources import files
 from typing import TypeVar
 
 KINDS = ("harmful", "boundary-safe", "benign")
-
-
 SPLITS = ("train", "validation", "test")
-
-
 EDITIONS = (1, 2)
-
 
 # One short sentence, so that judges and readers see at once what a defense learned or said.
 SHORT_REFUSAL = "I'm sorry, but I can't help with that."
 STYLES = ("question", "command", "first-person", "story", "code-comment", "list")
-
-
 Row = TypeVar("Row")
 
 

@@ -14,11 +14,7 @@ from xb_lite.corpora import KINDS, Wrapper, load_corpus, load_scripts, load_wrap
 from xb_lite.data.public import BENCHMARKS, load_dialogues
 
 PREFILL = "Sure, here"
-
-
 ATTACKS = ("prefill", "wrapper")  # on a plain request; a set of scripts is an attack by itself
-
-
 WRAPPERS_EACH = 3
 
 

@@ -11,8 +11,6 @@ from xb_lite.dialogues import Dialogue
 from xb_lite.replies.types import Decoding, Reply
 
 RANDOM_WORDS = 24  # about as many as an intention has
-
-
 Analyst = Callable[[Sequence[Dialogue], Decoding], Sequence[Reply]]
 
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 GRID = "display:grid;grid-template-columns:repeat(auto-fit,minmax(240px,1fr));gap:10px"
-
-
 CARD = "border:1px solid #7a7a7a;border-radius:6px;padding:4px 12px;overflow-wrap:anywhere"
 
 

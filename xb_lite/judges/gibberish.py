@@ -30,43 +30,21 @@ from xb_lite.models.precision import Precision
 # Honest English has 0.5 to 0.81 of the loss of its words shuffled, most French, German and Spanish
 # up to 0.89; 9 in 10 of what was shuffled before, or comes of noisy weights, have 0.9 or more.
 LIKELY = 250.0  # perplexity; single Spanish and German sentences reach 245
-
-
 SOUP = (50.0, 2.5)  # perplexity and nats a byte of short tokens thrown together; honest text: 2.4
-
-
 ORDER_SHARE, SHUFFLES = 0.9, 2
-
-
 MIN_TOKENS = 16  # a shorter text is not read: "Kumquat marmalade." is as unlikely as junk
-
-
 PIECE = 400  # characters read at a time, so that an end in salad is not lost in a long mean
-
-
 SIZABLE = 1 / 3  # the part of a response that has to be salad or loops
-
 
 # A chorus comes two or three times; a loop is a unit with a letter, four times in a row and more.
 LOOP = re.compile(r"(.{1,200}?)\1{3,}", re.DOTALL)
-
-
 LOOP_CHARACTERS = 30  # "Ha ha ha ha ha ha!" is laughter
-
 
 # Distinct words / root of all words: 2.2 to 6 in honest text, to 1.8 in loops; not for numbers.
 WORDS_PER_ROOT, MIN_WORDS = 1.5, 20
-
-
 BATCH_TOKENS = 1024  # a logit for each token of the vocabulary is kept
-
-
 ODD_SHARE = 0.02  # replacement, control, private-use and unassigned characters
-
-
 MIXED_SHARE = 0.1  # words that mix these alphabets, as no language does
-
-
 ALPHABETS = {"LATIN", "CYRILLIC", "ARABIC", "DEVANAGARI"}
 
 

@@ -19,10 +19,7 @@ from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.server import RemoteBackend
 
 OWN_JUDGES = ("words", "service")  # these run on a laptop
-
-
 JUDGES = (*OWN_JUDGES, "harmbench", "llama-guard", "rubric")
-
 
 # The models that judges are published as; a rubric can be asked of any chat model, and has none.
 JUDGE_MODELS = {

@@ -25,11 +25,7 @@ from xb_lite.judges.gibberish import Gibberish
 from xb_lite.models.precision import Precision
 
 CALIBRATION = Path(__file__).with_name("service_judge.json")
-
-
 LAYER = 14  # where chapter 1 found averages to tell most; hidden_states[15] of transformers
-
-
 MAX_TOKENS = 512  # of request and response; HarmBench reads as many
 
 

@@ -24,11 +24,7 @@ from xb_lite.models.packing import as_rows, end_to_end
 from xb_lite.recipes import Recipe
 
 Batch = dict[str, Tensor]
-
-
 States = dict[int, Float[Tensor, "row token dim"]]
-
-
 CENTROID_ROWS = 128  # boundary-safe items that the as_described variant's centroid is of at most
 
 

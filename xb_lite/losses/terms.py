@@ -21,11 +21,7 @@ from torch.nn.functional import normalize
 from xb_lite.recipes import RETAIN
 
 State = Float[Tensor, "batch token dim"]
-
-
 Mask = Bool[Tensor, "batch token"]
-
-
 Scalar = Float[Tensor, ""]
 
 

@@ -23,14 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 WEIGHTS = "adapter_model.safetensors"
-
-
 CONFIG = "adapter_config.json"
-
-
 RUN = "run.json"
-
-
 FILES = (WEIGHTS, CONFIG, RUN)
 
 
@@ -60,8 +54,6 @@ class Adapter:
 
 
 PREFIX = "base_model.model."
-
-
 KEY = re.compile(re.escape(PREFIX) + r"(?P<place>[\w.]+)\.lora_(?P<side>[AB])\.weight")
 
 
@@ -187,7 +179,6 @@ def _or_none(kind: type) -> Callable[[object], bool]:
 
 NAMES = "a list of names, each once"
 
-
 FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {  # what it must be, in code and words
     "peft_type": (lambda value: value == "LORA", "LORA, the only method that is applied here"),
     "task_type": (lambda value: value in (None, "CAUSAL_LM"), "CAUSAL_LM or null"),
@@ -219,10 +210,7 @@ FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {  # what it must be, 
     "peft_version": (_or_none(str), "a text or null"),
 }
 
-
 NEEDED = ("peft_type", "r", "lora_alpha", "target_modules")
-
-
 OFF = (None, False, [], {})  # values with which a method that is not known here changes nothing
 
 

@@ -40,11 +40,7 @@ from xb_lite.models.adapter_files import (
 )
 
 VERSIONS = ("xb-lite", "torch", "transformers", "peft")
-
-
 CARD = "README.md"
-
-
 PART = ".part-"  # of what is being written
 
 

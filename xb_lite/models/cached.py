@@ -93,8 +93,6 @@ def _read_specs() -> dict[str, ModelSpec]:
 
 
 SPECS = _read_specs()
-
-
 DEFAULT = "smollm2-135m"
 
 
@@ -193,8 +191,6 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 _STORAGE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
-
-
 _NO_FOLDER_ERRORS = {errno.ENOTDIR, errno.EEXIST}
 
 

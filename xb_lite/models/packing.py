@@ -21,8 +21,6 @@ from transformers.masking_utils import sdpa_mask
 from xb_lite.hidden import watch_layers
 
 NAME = "xb_lite_by_row"  # among transformers' attention implementations
-
-
 IN_FP32 = 384  # tokens up to which a CPU is faster at fused attention in fp32 than in bf16
 
 

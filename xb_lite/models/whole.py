@@ -27,10 +27,7 @@ from transformers import (
 from xb_lite.models.cached import ModelError
 
 TIMEOUT = 60  # seconds for one dialogue, the start of Python among them
-
-
 MEMORY = 4 << 30  # bytes, for the same
-
 
 # Of the largest models there are, with room; transformers makes the layers before it looks for
 # their weights.
@@ -175,7 +172,6 @@ except BaseException as error:
     answer = {"error": f"{type(error).__name__}: {error}"[:300]}
 json.dump(answer, sys.stdout)
 """
-
 
 MARK = "Name a river."
 

@@ -15,8 +15,6 @@ from importlib.resources import files
 from pathlib import Path
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
 REFERENCE = ("cache", "adapter-off")
 RETAIN = ("absolute", "relative")
 SEPARATE = ("as_coded", "as_described", "refusal")

@@ -19,8 +19,6 @@ from xb_lite.replies.types import Backend, Decoding, Reply, answer_of
 from xb_lite.results.logs import Log, LogError
 
 HALVES = re.compile("[\ud800-\udfff]")  # of characters
-
-
 BATCH = 64  # items that are asked, or judged, and written together
 
 

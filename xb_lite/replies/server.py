@@ -30,13 +30,8 @@ from xb_lite.replies.types import (
 )
 
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}  # vLLM's, and others'
-
-
 PROBE = as_dialogue("Name a river.", "One of the rivers that I have heard of is")
-
-
 NO_CHAT = "gave what is no chat completion with text and usage; correct base_url (most end in /v1)"
-
 
 ADVICE = {  # the first that fits; a time-out is a connection error to openai, too
     openai.APITimeoutError: "gave no answer in time; raise timeout or lower concurrency",
@@ -51,10 +46,7 @@ ADVICE = {  # the first that fits; a time-out is a connection error to openai, t
     openai.APIError: NO_CHAT,
 }
 
-
 HERE = ("localhost", "127.0.0.1", "::1")
-
-
 _Job = tuple[int, int, Dialogue]  # index of the dialogue or script, turn, messages
 
 

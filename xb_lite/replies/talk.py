@@ -17,8 +17,6 @@ from xb_lite.models.precision import Precision
 from xb_lite.replies.types import Decoding, Reply
 
 ROOM = 128  # tokens that a key-value buffer grows by
-
-
 TAG_TOKENS = 16  # room for a template's tags around one turn, when batches are planned
 
 

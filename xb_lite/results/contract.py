@@ -22,16 +22,12 @@ from xb_lite.files import write_whole
 from xb_lite.results.stats import Mean, Rate, wilson
 
 SCHEMA = 2
-
-
 VERSIONS = ("xb-lite", "torch", "transformers", "peft", "numpy")
-
 
 FIELDS = {
     *("schema", "command", "started", "seconds", "hardware", "versions"),
     *("model", "adapter", "data", "seed", "rows", "setting", "commit"),
 }
-
 
 KINDS = {  # of a field: its type, and its parts that are texts
     "command": (str, ()),
@@ -46,12 +42,8 @@ KINDS = {  # of a field: its type, and its parts that are texts
     "commit": (str, ()),
 }
 
-
 MOST = 10**12  # items
-
-
 CLOSE = 1e-6  # of an interval that was rounded
-
 
 # What was evaluated and how; None in place of all of it for a result of several settings.
 SETTING = (

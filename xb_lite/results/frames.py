@@ -13,8 +13,6 @@ from xb_lite.results.contract import SETTING, named, read_result
 from xb_lite.results.stats import Mean, Rate
 
 INDEX = Path("index.json")
-
-
 FRAMED = ("metric", "set", "attack", "judge", "n", "k", "low", "high")
 
 

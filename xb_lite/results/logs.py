@@ -16,8 +16,6 @@ from filelock import FileLock, Timeout
 from xb_lite.files import write_whole
 
 START = b'{"run"'  # of every log
-
-
 POLL = 0.5  # seconds between two looks at whether another process is done
 
 

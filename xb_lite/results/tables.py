@@ -16,7 +16,6 @@ from xb_lite.results.contract import named, read_result
 # What a reader looks at first, in this order; the file has more.
 SHOWN = ("asr", "asr-any-turn", "asr-last-turn", "orr", "served")
 
-
 TITLES = {
     "asr": "ASR",
     "asr-any-turn": "ASR, any turn",

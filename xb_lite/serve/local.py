@@ -22,8 +22,6 @@ from xb_lite.serve.requests import BESIDES, FOR_SERVERS, THINKING, Asked, Servin
 from xb_lite.serve.upstreams import Tell
 
 NO_THOUGHT = {"enable_thinking": False}
-
-
 A_TOKEN = 32  # characters; hardly one has more, but runs of blanks
 
 

@@ -39,14 +39,12 @@ from xb_lite.serve.upstreams import Upstream
 
 log = logging.getLogger(__name__)
 
-
 KINDS = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
 }
-
 
 MOST = 2_000_000  # bytes of a request; the longest contexts there are have about as many
 

@@ -15,10 +15,7 @@ from xb_lite.dialogues import Dialogue
 from xb_lite.replies.types import Decoding
 
 LENGTH = 512  # of an answer in tokens, where neither the client nor a server sets it
-
-
 A_LENGTH = ("max_new_tokens", int, "a whole number of at least 1")
-
 
 DECODING = {  # the API's name: ours, its kind, what it must be
     "max_tokens": A_LENGTH,
@@ -28,17 +25,11 @@ DECODING = {  # the API's name: ours, its kind, what it must be
     "seed": ("seed", int, "a whole number of 63 bits"),
 }
 
-
 # Known to servers alone: of the API, of vLLM and others besides, and those by which a model thinks,
 # which hold for every stage.
 FOR_SERVERS = ("stop", "frequency_penalty", "presence_penalty", "logit_bias")
-
-
 BESIDES = ("top_k", "min_p", "repetition_penalty")
-
-
 THINKING = ("chat_template_kwargs", "reasoning_effort")
-
 
 # Change nothing in an answer's text.
 HARMLESS = {
@@ -46,7 +37,6 @@ HARMLESS = {
     *("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
     *("parallel_tool_calls", "verbosity"),
 }
-
 
 UNSUPPORTED = {  # and the value that changes nothing
     "n": 1,
@@ -59,10 +49,7 @@ UNSUPPORTED = {  # and the value that changes nothing
     "logprobs": None,
 }
 
-
 KIND_WORDS = {dict: "an object", str: "a text"}
-
-
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 

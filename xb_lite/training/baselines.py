@@ -195,7 +195,6 @@ TRAINERS = {
     "refusal-tuning": RefusalTuning,
 }
 
-
 BY_TRL = ("sft", "dpo")
 
 

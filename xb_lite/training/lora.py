@@ -28,8 +28,6 @@ from xb_lite.models.precision import Precision
 from xb_lite.recipes import LINEAR, Budget
 
 SAVE_EVERY = 25  # steps between checkpoints
-
-
 BEGUN = "checkpoints/begun.json"
 
 

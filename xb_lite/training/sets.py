@@ -24,10 +24,7 @@ REFUSAL = (
     "Can I help you with something else?"
 )
 
-
 KINDS = ("harmful", "boundary-safe", "benign", "multi-turn")
-
-
 TURNS = (2, 3)  # of the dialogues
 
 
