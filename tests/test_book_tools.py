@@ -387,9 +387,7 @@ def test_prose_and_code_are_counted_as_a_reader_sees_them():
         v4.new_code_cell("setup = 1"),
         v4.new_code_cell("a = 1\n\nb = 2"),
         v4.new_code_cell("c = 3", metadata={"tags": ["hide-input"]}),
-        v4.new_markdown_cell(
-            f"```python\ncode = 1\n```\n\n{table}\n\n## Exercises\n\nNot this."
-        ),
+        v4.new_markdown_cell(f"```python\ncode = 1\n```\n\n{table}\n\n## Exercises\n\nNot this."),
     ]
     found = budgets.counts(v4.new_notebook(cells=cells))
     assert found[:3] == (8, 2, 0)

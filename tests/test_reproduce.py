@@ -327,7 +327,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(mine, tmp
 
 def test_what_another_worker_holds_is_left_to_it(mine, tmp_path):
     folder = tmp_path / "results"
-    with runner._lock(folder, "cpu/one/none.json"):
+    with runner._lock("cpu/one/none.json"):
         tasks = reproduce(folder, manifest=mine)
     assert [task.state for task in tasks] == ["missing", "done"]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from xb_lite.data.items import load_items
 from xb_lite.evaluation.outcomes import Outcome, seconds_spent
 from xb_lite.evaluation.summary import summarise, verdicts
-from xb_lite.recipes import run_name
+from xb_lite.recipes import own_recipe, run_name
 from xb_lite.results.contract import (
     FIELDS,
     SETTING,
@@ -396,7 +396,7 @@ def test_committed_results_say_what_was_evaluated():
         if recipe is None:
             assert setting["training_seed"] is None and setting["changes"] == {}
         else:
-            shipped = f"{recipe['method']}-{recipe['model'].removesuffix('-aligned')}"
+            shipped = own_recipe(recipe["method"], recipe["model"])
             changes = dict(setting["changes"])
             if setting["strength"] != 1:
                 changes["strength"] = setting["strength"]

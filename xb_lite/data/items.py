@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from xb_lite.corpora import KINDS, Wrapper, load_corpus, load_scripts, load_wrappers
 from xb_lite.data.public import BENCHMARKS, load_dialogues
+from xb_lite.files import digest
 
 PREFILL = "Sure, here"
 ATTACKS = ("prefill", "wrapper")  # on a plain request; a set of scripts is an attack by itself
@@ -167,6 +168,11 @@ def plan(
             for attack in attacks:
                 items += attacked(plain, attack, load_wrappers(split))
     return items
+
+
+def items_digest(items: Sequence[Item]) -> str:
+    """SHA-256 of what is asked, by which results and plans know their items."""
+    return digest([(item.id, item.request, item.turns, item.prefill) for item in items])
 
 
 def spread(items: Sequence[Item], limit: int | None) -> list[Item]:

@@ -14,12 +14,11 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from xb_lite.data.items import Item
+from xb_lite.data.items import Item, items_digest
 from xb_lite.evaluation.capability import capability_rows
 from xb_lite.evaluation.harness import check_tasks, harness_rows
 from xb_lite.evaluation.outcomes import evaluate, seconds_spent
 from xb_lite.evaluation.summary import summarise
-from xb_lite.files import digest
 from xb_lite.intention.defenses import Defended
 from xb_lite.judges.named import judges
 from xb_lite.judges.strings import Judge
@@ -109,7 +108,7 @@ def evaluate_subject(
         "data": {
             "set": ", ".join(dict.fromkeys(item.set for item in items)),
             "split": split,
-            "digest": digest([(item.id, item.request, item.turns, item.prefill) for item in items]),
+            "digest": items_digest(items),
         },
         "seed": decoding.seed,
         "setting": setting_of(subject, precision, decoding, judged_by, tasks),

@@ -30,6 +30,7 @@ from xb_lite.files import own_file
 from xb_lite.models.adapter_files import (
     CONFIG,
     FILES,
+    PREFIX,
     RUN,
     WEIGHTS,
     Adapter,
@@ -231,7 +232,7 @@ def _misfit(model: PreTrainedModel, weights: dict[str, Tensor]) -> str | None:
     """Why LoRA's weights are not of this model."""
     for name, value in weights.items():
         place, _, side = name.removesuffix(".weight").rpartition(".")
-        place = place.removeprefix("base_model.model.")
+        place = place.removeprefix(PREFIX)
         try:
             shape = model.get_submodule(place).weight.shape
         except AttributeError:
@@ -258,7 +259,7 @@ def _disagreement(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str 
 def _merge(learning: PeftModel, changing: list[str], folder: Path) -> None:
     """Add every change to its weight, and count the weights that it changed."""
     layers = {
-        name.removeprefix("base_model.model."): module
+        name.removeprefix(PREFIX): module
         for name, module in learning.named_modules()
         if isinstance(module, LoraLayer)
     }

@@ -207,10 +207,15 @@ def parse_change(text: str) -> tuple[str, object]:
         return field, value
 
 
+def own_recipe(method: str, model: str) -> str:
+    """The name under which a recipe for a method and model comes with the package, if one does."""
+    return f"{method}-{model.removesuffix('-aligned')}"
+
+
 def changes_of(recipe: Budget) -> dict[str, object]:
     """What a recipe changes in the one that comes with the package for its method and model; of one
     that has none there, nothing can be said, and the changes are empty."""
-    name = f"{recipe.method}-{recipe.model.removesuffix('-aligned')}"
+    name = own_recipe(recipe.method, recipe.model)
     if name not in recipe_names():
         return {}
     own = as_fields(load_recipe(name))
@@ -300,7 +305,7 @@ def recipe_for(
     Raises:
         RecipeError: there is no such method, or a change is unknown or cannot be.
     """
-    own = f"{method}-{model.removesuffix('-aligned')}"
+    own = own_recipe(method, model)
     if own in recipe_names():
         return load_recipe(own, **changes)
     fitted: dict[str, object] = {"model": model, "lora_layers": max(layers) + 1}

@@ -15,11 +15,10 @@ from itertools import groupby
 from pathlib import Path
 
 from xb_lite.data.items import ATTACKS, SETS, Item, attacked, plan, spread
-from xb_lite.recipes import METHODS, run_name
+from xb_lite.recipes import METHODS, own_recipe, run_name
 
 MANIFEST = Path(__file__).with_name("manifest.json")
 EVERY = 4  # one request in so many of a public set is for validation
-UNTRAINED = ("none", "steering")
 
 
 class ManifestError(ValueError):
@@ -90,7 +89,7 @@ class Setting:
     @property
     def recipe(self) -> str | None:
         """The recipe that it is trained by, before its changes; None for what is not trained."""
-        return f"{self.method}-{self.model.removesuffix('-aligned')}" if self.trained else None
+        return own_recipe(self.method, self.model) if self.trained else None
 
     @property
     def trained(self) -> bool:
@@ -179,11 +178,11 @@ def items_of(of: Plan, files: Mapping[str, str] | None = None) -> list[Item]:
     Raises:
         BenchmarkError: a public set cannot be had.
     """
-    entries = [f"{name}={files[name]}" if name in (files or {}) else name for name in of.sets]
-    items = plan(entries, of.attacks, of.limit, of.split)
+    copies = {name: f"{name}={path}" for name, path in (files or {}).items()}
+    items = plan([copies.get(name, name) for name in of.sets], of.attacks, of.limit, of.split)
     for name in of.public:
-        entry = f"{name}={files[name]}" if name in (files or {}) else name
-        for _, group in groupby(plan([entry], ["prefill"]), key=lambda item: item.attack):
+        asked = plan([copies.get(name, name)], ["prefill"])
+        for _, group in groupby(asked, key=lambda item: item.attack):
             items += _part(list(group), of)
     if of.harmless_prefilled:
         harmless = [item for item in items if item.kind != "harmful" and item.attack == "direct"]

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from xb_lite.data.items import Item
+from xb_lite.data.items import Item, items_digest
 from xb_lite.evaluation.runs import evaluate_subject
-from xb_lite.files import cache_folder, digest
+from xb_lite.files import cache_folder
 from xb_lite.intention.prompts import restates
 from xb_lite.judges.named import judges_named
 from xb_lite.judges.strings import Judge
@@ -67,23 +67,20 @@ def reproduce(
     """
     book = load_manifest(manifest)
     look = partial(tasks_of, book, folder, only, tier)
-    held: set[str] = set()
-    while todo := [t for t in look() if t.state == "missing" and t.path not in held]:
-        for task in todo:
-            lock = _lock(Path(folder), task.path)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                held.add(task.path)
-                continue
-            try:
-                if not (Path(folder) / task.path).exists():  # another worker may just be done
-                    print(progress(look(), task), flush=True)
-                    _make(task, Path(folder), files)
-                write_index((Path(folder) / task.path).parent)
-            finally:
-                lock.release()
-            break
+    for task in [task for task in look() if task.state == "missing"]:
+        lock = _lock(task.path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        try:
+            path = Path(folder) / task.path
+            if not path.exists():  # another worker may just be done
+                print(progress(look(), task), flush=True)
+                _make(task, Path(folder), files)
+            write_index(path.parent)
+        finally:
+            lock.release()
     return look()
 
 
@@ -98,7 +95,7 @@ def progress(tasks: Sequence[Task], task: Task | None = None) -> str:
     return f"{line}; now {task.path}" if task else line
 
 
-def _lock(folder: Path, path: str) -> FileLock:
+def _lock(path: str) -> FileLock:
     place = cache_folder() / "locks" / f"{path.replace('/', '_')}.lock"
     place.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(place)
@@ -137,7 +134,7 @@ def _judges(names: tuple[str, ...]) -> list[Judge]:
 
 def _items(plan: Plan, files: Mapping[str, str] | None) -> list[Item]:
     items = items_of(plan, files)
-    found = digest([(item.id, item.request, item.turns, item.prefill) for item in items])
+    found = items_digest(items)
     if plan.digest not in (None, found):
         raise ValueError(
             f"the items of plan {plan.name} have the digest {found[:12]}, not {plan.digest[:12]} "

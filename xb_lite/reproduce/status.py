@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
-from xb_lite.judges.named import OWN_JUDGES
 from xb_lite.judges.strings import REFUSAL_JUDGES
 from xb_lite.models.loading import last_name, model_digest
 from xb_lite.reproduce.manifest import Manifest, Plan, Script, Setting, path_of
@@ -70,7 +69,9 @@ def tasks_of(
         if (not only or any(_is_meant(task, pattern) for pattern in only))
         and tier in (task.tier, None)
     ]
-    return _with_times([_looked_at(task, Path(folder)) for task in tasks])
+    # Of a model the same for all its tasks, and of one in a folder a read of all its files.
+    weights = {name: model_digest(name) for name in {t.setting.model for t in tasks if t.setting}}
+    return _with_times([_looked_at(task, Path(folder), weights) for task in tasks])
 
 
 def _is_meant(task: Task, pattern: str) -> bool:
@@ -78,20 +79,20 @@ def _is_meant(task: Task, pattern: str) -> bool:
     return any(fnmatch(name, pattern) for name in names)
 
 
-def _looked_at(task: Task, folder: Path) -> Task:
+def _looked_at(task: Task, folder: Path, weights: Mapping[str, str]) -> Task:
     path = folder / task.path
     if not path.is_file():
         return task
     try:
         result = read_result(path)
     except ValueError as error:
-        return _as(task, "stale", str(error))
-    if task.script is None and (why := _differs(task, result)):
-        return _as(task, "stale", why)
-    return _as(task, "done", seconds=result["seconds"])
+        return replace(task, state="stale", why=str(error))
+    if task.setting and (why := _differs(task, result, weights[task.setting.model])):
+        return replace(task, state="stale", why=why)
+    return replace(task, state="done", seconds=result["seconds"])
 
 
-def _differs(task: Task, result: dict) -> str:
+def _differs(task: Task, result: dict, weights: str) -> str:
     """What in a result is not as the manifest says; what a result does not know is not held
     against it."""
     plan, setting = task.plan, task.setting
@@ -110,7 +111,7 @@ def _differs(task: Task, result: dict) -> str:
     wanted["reply"] = plan.max_new_tokens
     found["reply"] = said.get("decoding", {}).get("max_new_tokens")
     wanted["model"], found["model"] = last_name(setting.model), result["model"]["name"]
-    wanted["weights"], found["weights"] = model_digest(setting.model), result["model"]["digest"]
+    wanted["weights"], found["weights"] = weights, result["model"]["digest"]
     if plan.digest is not None:
         wanted["items"], found["items"] = plan.digest, result["data"]["digest"]
     for name, value in wanted.items():
@@ -120,15 +121,9 @@ def _differs(task: Task, result: dict) -> str:
 
 
 def _judges(names: Sequence[str]) -> set[str]:
-    found = {name for name in names if name not in OWN_JUDGES} | (set(names) & {"service"})
-    if "words" in names:
-        found |= {judge.name for judge in REFUSAL_JUDGES} | {"gibberish"}
-    return found
-
-
-def _as(task: Task, state: str, why: str = "", seconds: float | None = None) -> Task:
-    fields = {**task.__dict__, "state": state, "why": why}
-    return Task(**{**fields, "seconds": task.seconds if seconds is None else seconds})
+    """Under which results know them: ``words`` are several."""
+    words = {*(judge.name for judge in REFUSAL_JUDGES), "gibberish"}
+    return set(names) - {"words"} | (words if "words" in names else set())
 
 
 def _with_times(tasks: list[Task]) -> list[Task]:
@@ -139,8 +134,8 @@ def _with_times(tasks: list[Task]) -> list[Task]:
             taken.setdefault((task.plan.name, task.setting.model), []).append(task.seconds)
     known = {key: sum(times) / len(times) for key, times in taken.items()}
     return [
-        task
-        if task.state == "done" or not task.plan
-        else _as(task, task.state, task.why, known.get((task.plan.name, task.setting.model)))
+        replace(task, seconds=known.get((task.plan.name, task.setting.model), task.seconds))
+        if task.plan and task.state != "done"
+        else task
         for task in tasks
     ]
