@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from xb_lite.exercises.verdicts import Verdict, attempted, called, judged
+from xb_lite.exercises.verdicts import Verdict, called, in_place, judged
 
 Answer = Callable | object
 
@@ -104,7 +104,7 @@ def mean_state(answer: Answer) -> Verdict:
     right = chosen.sum(dim=1) / count
     given, kept = states.clone(), mask.clone()
     found = called(answer, given, kept)
-    if attempted(found) and not (torch.equal(given, states) and torch.equal(kept, mask)):
+    if in_place(found, (given, states), (kept, mask)):
         return Verdict(
             False,
             "Your function changes the tensors that it was given (in place). A hook that does this "
@@ -252,7 +252,7 @@ def without_direction(answer: Answer) -> Verdict:
     right = states - along[:, None] * unit
     given, kept = states.clone(), direction.clone()
     found = called(answer, given, kept)
-    if attempted(found) and not (torch.equal(given, states) and torch.equal(kept, direction)):
+    if in_place(found, (given, states), (kept, direction)):
         return Verdict(
             False,
             "Your function changes the tensors that it was given (in place): write `x = x - y`, "

@@ -86,6 +86,12 @@ def called(function: Callable | object, *arguments: object) -> object:
     return function(*arguments) if callable(function) else function
 
 
+def in_place(found: object, *tensors: tuple[Tensor, Tensor]) -> bool:
+    """Whether an attempt changed one of the tensors that it was given: each with a copy of what it
+    was before."""
+    return attempted(found) and not all(torch.equal(given, was) for given, was in tensors)
+
+
 def _as_tensor(value: object) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().double().cpu()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.nn.functional import normalize
 
-from xb_lite.exercises.verdicts import Verdict, attempted, called, judged
+from xb_lite.exercises.verdicts import Verdict, attempted, called, in_place, judged
 from xb_lite.losses.terms import centroid as right_centroid
 from xb_lite.losses.terms import erase
 
@@ -81,7 +81,7 @@ def centroid(answer: Callable | object) -> Verdict:
     ]
     before = states.clone()
     found = called(answer, states, mask)
-    if attempted(found) and not torch.equal(states, before):
+    if in_place(found, (states, before)):
         return Verdict(False, "Your function changed the states that it was given (in place).")
     return judged(
         found, right, wrong, praise=f"Its length is {right.norm():.2f}, since the tokens disagree."
