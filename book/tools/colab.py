@@ -10,7 +10,6 @@ to be had), installs the package into it as the first cell of a notebook does, a
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -77,7 +76,7 @@ def main(arguments=None):
         return bool(lines)
     execute = [interpreter, str(ROOT / "book" / "tools" / "execute.py")]
     into = ["--into", "_build/colab_smoke", "--profile", "smoke"]
-    return subprocess.run([*execute, *into], cwd=ROOT, env=dict(os.environ)).returncode
+    return subprocess.run([*execute, *into], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":
