@@ -33,7 +33,11 @@ def subject(default_model):
 @pytest.fixture(scope="module")
 def dialogues():
     sets = tiny_sets(harmful=9, boundary=9, benign=9)
-    return {"harmful": sets.harmful, "boundary-safe": sets.compliant, "benign": sets.benign}
+    return {
+        "harmful": sets["harmful"],
+        "boundary-safe": sets["compliant"],
+        "benign": sets["benign"],
+    }
 
 
 def small(steps):
