@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xb_lite.corpora import KINDS, SPLITS, Wrapper, load_corpus, load_scripts, load_wrappers
-from xb_lite.data.items import ATTACKS, PREFILL, WRAPPERS_EACH, Item, attacked, load_items, plan
+from xb_lite.data.items import (
+    ATTACKS,
+    OTHER_PREFILL,
+    PREFILL,
+    WRAPPERS_EACH,
+    Item,
+    attacked,
+    load_items,
+    plan,
+)
 from xb_lite.data.rows import BenchmarkError
 
 
@@ -45,6 +54,30 @@ def save(tmp_path):
         return str(path)
 
     return write
+
+
+def test_the_second_edition_has_its_own_prompts_scripts_and_wrappers():
+    harmful, prefilled, wrapped, scripts = (
+        [
+            item
+            for item in plan(["harmful", "multi-turn"], split="validation", edition=2)
+            if item.attack == attack
+        ]
+        for attack in ("direct", "prefill", "wrapper", "multi-turn")
+    )
+    assert [i.request for i in harmful] == [
+        row.prompt for row in load_corpus("harmful", "validation", 2)
+    ]
+    assert len(prefilled) == len(harmful) == 40 and len(wrapped) == WRAPPERS_EACH * 40
+    wrappers = {wrapper.id for wrapper in load_wrappers("validation", 2)}
+    assert {item.id.partition("+")[2] for item in wrapped} == wrappers
+    assert len(scripts) == len(load_scripts("validation", 2)) == 20
+
+
+def test_the_other_prefill_is_put_before_the_same_requests():
+    (item,) = attacked([direct(1)], "other-prefill")
+    assert item.prefill == OTHER_PREFILL != PREFILL and item.id == "item-1+other-prefill"
+    assert item.turns == direct(1).turns and item.attack == "other-prefill"
 
 
 @pytest.mark.parametrize("split", [*SPLITS, None])
@@ -145,7 +178,7 @@ def test_all_wrappers_carry_equally_many_requests(n, n_wrappers):
 
 
 def test_an_unknown_attack_is_named_even_without_items():
-    with pytest.raises(ValueError, match="no attack 'threat'; attacks are prefill, wrapper"):
+    with pytest.raises(ValueError, match="no attack 'threat'; attacks are prefill, other-prefill, wrapper"):
         attacked([], "threat")
 
 

@@ -226,7 +226,7 @@ def test_the_whole_command_on_the_default_model(tmp_path, monkeypatch, capsys):
 
 def test_a_defense_is_trained_and_evaluated_by_two_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("xb_lite.training.defense.reference_sets", lambda *_: tiny_sets())
+    monkeypatch.setattr("xb_lite.training.defense.reference_sets", lambda *_, **__: tiny_sets())
     monkeypatch.setattr("xb_lite.evaluation.runs.capability_rows", lambda *_: [])
     monkeypatch.setattr("xb_lite.replies.cache.cache_folder", lambda: tmp_path / "cache")
     changes = ["model=smollm2-135m", "steps=1", "pairs=4", "pairs_at_once=4"]
@@ -476,7 +476,7 @@ def test_a_subject_behind_a_prompt_is_another_subject():
 
 def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(monkeypatch, capsys):
     monkeypatch.setattr(
-        "xb_lite.training.defense.reference_sets", lambda *_: pytest.fail("it was asked")
+        "xb_lite.training.defense.reference_sets", lambda *_, **__: pytest.fail("it was asked")
     )
     changes = ["model=smollm2-135m", "lora_layers=99"]
     assert __main__.main(["train", "x-boundary-smollm2-135m", "--set", *changes]) == 1
@@ -486,7 +486,7 @@ def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(monkeyp
 @pytest.fixture
 def unasked(monkeypatch):
     monkeypatch.setattr(
-        "xb_lite.training.defense.reference_sets", lambda *_: pytest.fail("it was asked")
+        "xb_lite.training.defense.reference_sets", lambda *_, **__: pytest.fail("it was asked")
     )
 
 

@@ -220,7 +220,9 @@ def test_a_strength_scales_what_the_other_fields_trained(monkeypatch, tmp_path):
     trained, scaled = [], []
     monkeypatch.setattr(subjects, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(
-        subjects, "train_defense", lambda recipe, folder, seed: trained.append((recipe, folder))
+        subjects,
+        "train_defense",
+        lambda recipe, folder, seed, edition: trained.append((recipe, folder)),
     )
     monkeypatch.setattr(subjects, "scale_adapter", lambda *found: scaled.append(found) or found[-1])
     monkeypatch.setattr(subjects, "local_subject", lambda *found: found[-1])
@@ -262,7 +264,7 @@ def mine(tmp_path, monkeypatch):
     """A manifest of two small results, and what makes them."""
 
     @contextmanager
-    def subject_of(setting, seed, precision):
+    def subject_of(setting, seed, precision, edition):
         yield Subject(setting.model, "d", Polite(), defense=setting.defense(seed))
 
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))

@@ -33,6 +33,8 @@ class Plan:
         name: in the manifest.
         folder: of its results; it begins with the tier where it is not the book's first.
         tier: ``"cpu"`` or ``"gpu"``: where it is run.
+        edition: of the book's own sets, of which the defenses learn and by which they are measured;
+            of the second they learn with the written answers.
         split: of the book's own sets, and of the public ones in ``public``.
         sets, attacks, limit: as in ``data.plan``.
         public: public sets of which one request in ``EVERY`` is for validation and the others for
@@ -51,6 +53,7 @@ class Plan:
     name: str
     folder: str
     tier: str
+    edition: int = 1
     split: str = "test"
     sets: Sequence[str] = SETS
     attacks: Sequence[str] = ATTACKS
@@ -179,7 +182,8 @@ def items_of(of: Plan, files: Mapping[str, str] | None = None) -> list[Item]:
         BenchmarkError: a public set cannot be had.
     """
     copies = {name: f"{name}={path}" for name, path in (files or {}).items()}
-    items = plan([copies.get(name, name) for name in of.sets], of.attacks, of.limit, of.split)
+    names = [copies.get(name, name) for name in of.sets]
+    items = plan(names, of.attacks, of.limit, of.split, of.edition)
     for name in of.public:
         asked = plan([copies.get(name, name)], ["prefill"])
         for _, group in groupby(asked, key=lambda item: item.attack):

@@ -109,7 +109,7 @@ def _make(task: Task, folder: Path, files: Mapping[str, str] | None) -> None:
     items = _items(plan, files)
     precision = precision_of(setting.model, exact=plan.exact)
     decoding = Decoding(plan.max_new_tokens)
-    with subject_of(setting, task.seed, precision) as subject:
+    with subject_of(setting, task.seed, precision, plan.edition) as subject:
         if not plan.capability:
             subject = replace(subject, model=None, tokenizer=None)
         more = partial(restatements, subject, items, decoding, precision)

@@ -27,11 +27,12 @@ def train_defense(
     on_step: Callable[[dict[str, float]], None] | None = None,
     resume: bool = True,
     sets: Sets | None = None,
+    edition: int = 1,
 ) -> Trained:
     """Train by a recipe on the book's own prompts, answered by the recipe's model.
 
-    With ``sets``, from ``reference_sets`` of that model, on those. Other args and errors as in
-    ``train``, and those of ``load_model`` and ``reference_sets``.
+    With ``sets``, from ``reference_sets`` of that model, on those; ``edition`` is as there. Other
+    args and errors as in ``train``, and those of ``load_model`` and ``reference_sets``.
     """
     exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)
     # All that can be known is checked before minutes of asking.
@@ -44,7 +45,8 @@ def train_defense(
     # Of several processes one asks, and the others find its replies in the cache.
     if sets is None:
         with state.main_process_first():
-            sets = reference_sets(subject.backend, Decoding(), subject.identity(exact))
+            asked = subject.backend, Decoding(), subject.identity(exact)
+            sets = reference_sets(*asked, edition=edition)
     return train(
         recipe,
         subject.model,

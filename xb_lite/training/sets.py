@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from xb_lite.corpora import load_corpus
 from xb_lite.data.items import PREFILL, Item, attacked, load_items
 from xb_lite.dialogues import Dialogue, as_turns
 from xb_lite.files import digest
@@ -25,6 +26,7 @@ REFUSAL = (
 )
 
 KINDS = ("harmful", "boundary-safe", "benign", "multi-turn")
+HARMLESS = ("boundary-safe", "benign")
 TURNS = (2, 3)  # of the dialogues
 
 
@@ -116,6 +118,7 @@ def reference_sets(
     limit: int | None = None,
     items: Mapping[str, Sequence[Item]] | None = None,
     answers: Mapping[str, str] | None = None,
+    edition: int = 1,
 ) -> Sets:
     """The sets of the book's own prompts, or of yours, answered by the model to be defended.
 
@@ -136,13 +139,16 @@ def reference_sets(
         answers: written answers to harmless items, by id, as ``load_corpus`` has them; they stand
             in place of what the model says, which may refuse. In the official code, too, answers
             to boundary-safe and benign prompts come with the data.
+        edition: of the book's own prompts, as in ``load_corpus``; the second comes with answers.
 
     Raises:
-        ValueError: there is no such split or kind, or two items have the same id.
+        ValueError: there is no such split, edition or kind, or two items have the same id.
         LogError: the cache cannot be used.
     """
     if items is None:
-        items = {kind: load_items(kind, split) for kind in KINDS}
+        items = {kind: load_items(kind, split, edition=edition) for kind in KINDS}
+        rows = [row for kind in HARMLESS for row in load_corpus(kind, split, edition)]
+        answers = {row.id: row.answer for row in rows if edition > 1 and row.answer}
     _check(items)
     harmful, boundary, benign, scripts = (list(items.get(kind, ()))[:limit] for kind in KINDS)
     prefilled = attacked([*harmful, *(_part(s, s.turns[-1:]) for s in scripts)], "prefill")
