@@ -178,7 +178,9 @@ def test_all_wrappers_carry_equally_many_requests(n, n_wrappers):
 
 
 def test_an_unknown_attack_is_named_even_without_items():
-    with pytest.raises(ValueError, match="no attack 'threat'; attacks are prefill, other-prefill, wrapper"):
+    with pytest.raises(
+        ValueError, match="no attack 'threat'; attacks are prefill, other-prefill, wrapper"
+    ):
         attacked([], "threat")
 
 

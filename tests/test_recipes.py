@@ -25,6 +25,7 @@ from xb_lite.training.run import train
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
 CPU = "x-boundary-smollm2-135m"
+ALIGNING = ("refusal-tuning", "alignment")
 
 # Architecture and decoder layers of the real models, as in their own config.json.
 MODELS = {
@@ -126,10 +127,10 @@ def test_circuit_breakers_differ_from_x_boundary_in_what_they_are():
 
 
 def test_a_share_is_prefilled_wherever_harmful_responses_are():
-    """All of those are; refusal tuning, whose source is the model as it was, has none of them."""
+    """All of those are; an alignment, whose source is the model as it was, has none of them."""
     for name in recipe_names():
         recipe = load_recipe(name)
-        assert recipe.prefilled_share == (0 if recipe.method == "refusal-tuning" else 0.5)
+        assert recipe.prefilled_share == (0 if recipe.method in ALIGNING else 0.5)
     for share in (0, 0.3, 1, 1.0):
         assert load_recipe(CPU, prefilled_share=share).prefilled_share == share
 

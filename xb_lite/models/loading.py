@@ -58,6 +58,10 @@ from xb_lite.models.whole import (
 # The default model after a small fine-tune on refusals (recipe "aligned-smollm2-135m"): it refuses
 # what is asked plainly, which the default model does not, so that there is something to attack.
 ALIGNED = f"{DEFAULT}-aligned"
+# The same model after another one (recipe "alignment-smollm2-135m"), which saw six times as many
+# prompts and their harmless twins with answers: it refuses less of what is harmless.
+ALIGNED_360 = f"{DEFAULT}-aligned-360"
+ALIGNMENTS = {ALIGNED: "aligned", ALIGNED_360: "aligned-360"}  # and their published adapters
 
 
 def load_model(
@@ -67,8 +71,8 @@ def load_model(
 
     Args:
         name: a name in ``SPECS`` (``"smollm2-135m"``, ``"qwen2.5-coder-0.5b"``,
-            ``"qwen2.5-coder-1.5b"``), ``ALIGNED``, a local folder, or a Hugging Face id. Weights
-            are read from safetensors only, and code that comes with a model is never run.
+            ``"qwen2.5-coder-1.5b"``), one of ``ALIGNMENTS``, a local folder, or a Hugging Face id.
+            Weights are read from safetensors only, and code that comes with a model is never run.
         precision: device and dtype of the weights, ``precision_of(name)`` by default. Run the
             model inside ``precision.autocast()``.
         chat: False takes one without chat template too, as a classifier with a prompt of its own.
@@ -80,10 +84,10 @@ def load_model(
         FetchError: a download failed, or brought another file than it should.
     """
     precision = precision or precision_of(name)
-    if name == ALIGNED:
+    if name in ALIGNMENTS:
         model, tokenizer = load_model(DEFAULT, precision)
-        model = merged(model, _aligned_adapter())
-        model.xb_digest = model_digest(ALIGNED)
+        model = merged(model, _alignment(str(name)))
+        model.xb_digest = model_digest(name)
         return model, tokenizer
     spec = SPECS.get(str(name))
     source = str(cached_model(spec) if spec else name)
@@ -159,7 +163,7 @@ def _check_base(adapter: Adapter, name: str) -> None:
     trained_on, here = adapter.run.get("model"), model_digest(name) if adapter.run else ""
     base = adapter.config.base_model_name_or_path or ""
     learned_on = adapter.run.get("recipe", {}).get("model")
-    if learned_on in (*SPECS, ALIGNED) and learned_on != name:
+    if learned_on in (*SPECS, *ALIGNMENTS) and learned_on != name:
         other = learned_on
     elif trained_on and here == trained_on:
         return
@@ -195,20 +199,21 @@ def _same_name(base: str, name: str) -> bool:
 
 
 def precision_of(name: str | os.PathLike = DEFAULT, exact: bool = False) -> Precision:
-    """``choose_precision(exact=exact)`` for a model by name. One in ``SPECS``, ``ALIGNED``, and one
-    in a local folder may be small enough for fp32 weights on a GPU; one of the hub counts as not.
+    """``choose_precision(exact=exact)`` for a model by name. One in ``SPECS`` or
+    ``ALIGNMENTS``, and one in a local folder, may be small enough for fp32 weights on a GPU; one of
+    the hub counts as not.
     """
-    spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
+    spec = SPECS.get(DEFAULT if name in ALIGNMENTS else str(name))
     parameters = spec.parameters if spec else parameters_in(Path(name))
     return choose_precision(exact=exact, parameters=parameters)
 
 
 def model_digest(name: str | os.PathLike = DEFAULT) -> str:
-    """What identifies a model in results: the SHA-256 of its file, of ``ALIGNED`` with that of its
+    """What identifies a model in results: the SHA-256 of its file, of an alignment with that of its
     adapter behind it, of a local folder that of its files; of one of the hub its name, with the
     commit that is in the hub's cache."""
-    if name == ALIGNED:
-        return f"{model_digest(DEFAULT)}+{sha256_of(_aligned_adapter() / WEIGHTS)}"
+    if name in ALIGNMENTS:
+        return f"{model_digest(DEFAULT)}+{sha256_of(_alignment(str(name)) / WEIGHTS)}"
     if spec := SPECS.get(str(name)):
         return spec.sha256
     if not os.path.isdir(name):
@@ -220,7 +225,7 @@ def model_digest(name: str | os.PathLike = DEFAULT) -> str:
 
 def hub_name(name: str | os.PathLike = DEFAULT) -> str:
     """The model hub's id of a model, for those who load an adapter of it elsewhere."""
-    spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
+    spec = SPECS.get(DEFAULT if name in ALIGNMENTS else str(name))
     return spec.hub if spec else without_place(name)
 
 
@@ -242,11 +247,12 @@ def _with_commit(name: str) -> str:
     return f"{name}@{Path(config).parent.name}" if isinstance(config, str) else name
 
 
-def _aligned_adapter() -> Path:
+def _alignment(name: str) -> Path:
+    """The folder of the adapter of one of ``ALIGNMENTS``."""
     try:
-        return published_adapter("aligned")
+        return published_adapter(ALIGNMENTS[name])
     except AdapterError as error:
-        raise ModelError(f"{ALIGNED} cannot be had: {error}") from error
+        raise ModelError(f"{name} cannot be had: {error}") from error
 
 
 def _hub_answers(repo: str) -> bool:

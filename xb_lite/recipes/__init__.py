@@ -95,6 +95,10 @@ class Budget:
             f"at most 1 together with boundary_share, which is {self.boundary_share}",
         )
 
+    @property
+    def layers_with_lora(self) -> range:
+        return range(self.lora_layers)
+
     def check_model(self, n_layers: int) -> None:
         """Raise a RecipeError where a model of ``n_layers`` decoder layers cannot be trained so."""
         self._demand(
@@ -179,6 +183,50 @@ class Baseline(Budget):
         self._demand("weight", _number(self.weight, above=0), "a number above 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Alignment(Baseline):
+    """How a subject learns to refuse (see ``training.alignment``); ``weight`` is of the refusals,
+    and the rate falls linearly to 0.
+
+    Attributes:
+        first_layer: LoRA is on no layer below this one.
+        first_weight: the first token of a response counts so many times.
+        answer_tokens: of an answer, the first so many are learned.
+        cut_share, cut_tokens: of so many pairs the first few tokens of the responses alone: more
+            pairs in the same time.
+        late_from, late_weight: after so many steps the boundary is learned and ``late_weight``
+            stands for ``weight``.
+        shallow_share: of the items to keep, how many are late harmful requests after a prefill,
+            whose responses are not to change.
+    """
+
+    first_layer: int
+    first_weight: int | float
+    answer_tokens: int
+    cut_share: int | float
+    cut_tokens: int
+    late_from: int
+    late_weight: int | float
+    shallow_share: int | float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        demand = self._demand
+        first = _whole(self.first_layer, 0) and self.first_layer < self.lora_layers
+        demand("first_layer", first, f"a whole number below lora_layers, {self.lora_layers}")
+        demand("late_from", _whole(self.late_from, 0), "a whole number, 0 or more")
+        for field in ("first_weight", "late_weight"):
+            demand(field, _number(getattr(self, field), above=0), "a number above 0")
+        for field in ("answer_tokens", "cut_tokens"):
+            demand(field, _whole(getattr(self, field), 1), "a whole number, at least 1")
+        for field in ("cut_share", "shallow_share"):
+            demand(field, _number(getattr(self, field), least=0, most=1), "from 0 to 1")
+
+    @property
+    def layers_with_lora(self) -> range:
+        return range(self.first_layer, self.lora_layers)
+
+
 METHODS = {
     "x-boundary": Recipe,
     "circuit-breakers": Recipe,
@@ -186,6 +234,7 @@ METHODS = {
     "dpo": Baseline,
     "gradient-ascent": Baseline,
     "refusal-tuning": Baseline,
+    "alignment": Alignment,
 }
 
 

@@ -10,9 +10,10 @@ from accelerate import PartialState
 
 from xb_lite.files import cache_folder
 from xb_lite.models.loading import precision_of
-from xb_lite.recipes import Budget, run_name
+from xb_lite.recipes import Alignment, Budget, run_name
 from xb_lite.replies.subjects import local_subject
 from xb_lite.replies.types import Decoding
+from xb_lite.training.alignment import alignment_sets
 from xb_lite.training.checks import check_fit, check_place
 from xb_lite.training.lora import check_same
 from xb_lite.training.run import Trained, identity, train
@@ -45,8 +46,11 @@ def train_defense(
     # Of several processes one asks, and the others find its replies in the cache.
     if sets is None:
         with state.main_process_first():
-            asked = subject.backend, Decoding(), subject.identity(exact)
-            sets = reference_sets(*asked, edition=edition)
+            of = subject.identity(exact)
+            if isinstance(recipe, Alignment):
+                sets = alignment_sets(subject.backend, of)
+            else:
+                sets = reference_sets(subject.backend, Decoding(), of, edition=edition)
     return train(
         recipe,
         subject.model,

@@ -24,8 +24,8 @@ from xb_lite.models.adapters import save_adapter
 from xb_lite.models.loading import hub_name, without_place
 from xb_lite.models.packing import by_row
 from xb_lite.models.precision import Precision
-from xb_lite.recipes import Baseline, Budget, Recipe, as_fields
-from xb_lite.training import baselines
+from xb_lite.recipes import Alignment, Baseline, Budget, Recipe, as_fields
+from xb_lite.training import alignment, baselines
 from xb_lite.training.checks import check_fit, check_place
 from xb_lite.training.draw import draw_pairs
 from xb_lite.training.lora import (
@@ -87,8 +87,11 @@ def train(
     """
     check_fit(recipe, model)
     baseline = isinstance(recipe, Baseline)
-    draw = baselines.draw if baseline else draw_pairs
-    build = baselines.TRAINERS[recipe.method] if baseline else XBoundaryTrainer
+    draw, build = draw_pairs, XBoundaryTrainer
+    if isinstance(recipe, Alignment):
+        draw, build = alignment.draw, alignment.AlignmentTrainer
+    elif baseline:
+        draw, build = baselines.draw, baselines.TRAINERS[recipe.method]
     pairs = draw(recipe, sets, tokenizer, seed)
     run = {**identity(recipe, seed, model_digest, precision), "sets": sets.digest}
     folder = Path(folder)
