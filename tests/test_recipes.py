@@ -40,6 +40,7 @@ MODELS = {
     "qwen2.5-coder-1.5b": ("qwen2", 28),
     "smollm2-135m": ("llama", 30),
     "smollm2-135m-aligned": ("llama", 30),
+    "smollm2-135m-aligned-360": ("llama", 30),
 }
 OURS = [name for name in recipe_names() if isinstance(load_recipe(name), Recipe)]
 OFFICIAL = [name for name in OURS if load_recipe(name).retain == "absolute"]

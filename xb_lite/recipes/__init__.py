@@ -304,7 +304,7 @@ def run_name(
 
 
 def _place(field: str) -> tuple[int, str]:
-    first = {"steps": 0, "schedule": 1, "strength": 3}
+    first = {"steps": 0, "schedule": 1, "strength": 3, "match": 3}
     return first.get(field, 2), field
 
 

@@ -79,6 +79,8 @@ class Setting:
         method: ``none``, ``steering``, one of ``recipes.METHODS``, or of ``intention.DEFENSES``.
         changes: of the recipe that comes with the package for the method and model.
         strength: of a trained adapter or of steering; None for an adapter as it was trained.
+        match: in place of a strength, the share of prefilled attacks on validation items that gets
+            through at it (see ``matching``).
         seeds: of the training; none for what is not trained.
     """
 
@@ -87,6 +89,7 @@ class Setting:
     method: str = "none"
     changes: Mapping[str, object] = field(default_factory=dict)
     strength: float | None = None
+    match: float | None = None
     seeds: Sequence[int] = ()
 
     @property
@@ -107,8 +110,9 @@ class Setting:
         if not self.trained and self.method != "steering":
             return self.method
         changes = dict(self.changes)
-        if self.strength is not None:
-            changes["strength"] = self.strength
+        for name in ("strength", "match"):
+            if (value := getattr(self, name)) is not None:
+                changes[name] = value
         name = run_name(self.method, changes, self.recipe)
         return name if seed is None else f"{name}-{seed}"
 
@@ -151,6 +155,8 @@ def load_manifest(path: str | os.PathLike[str] = MANIFEST) -> Manifest:
     for setting in settings:
         if setting.plan not in plans:
             raise ManifestError(f"{path}: there is no plan {setting.plan!r}.")
+        if setting.match is not None and (setting.strength is not None or not setting.trained):
+            raise ManifestError(f"{path}: {setting} has a match, but no adapter to scale to it.")
         if setting.trained != bool(setting.seeds):
             raise ManifestError(f"{path}: {setting} needs seeds if it is trained, and only then.")
         for seed in setting.seeds or (None,):
