@@ -198,6 +198,20 @@ def test_a_failing_cell_leaves_the_old_file(tree, capsys):
     assert path.read_bytes() == before
 
 
+def test_notebooks_run_side_by_side_with_one_thread_each_until_one_fails(tree, capfd):
+    write(tree, notebook("import time; time.sleep(60)"), "00_toy.ipynb")
+    write(
+        tree, notebook("import os; raise ValueError(os.environ['OMP_NUM_THREADS'])"), "01_b.ipynb"
+    )
+    start = time.monotonic()
+    side_by_side = ["--into", "_build/smoke", "--profile", "smoke", "--at-once", "2"]
+    assert execute.main(side_by_side, root=tree) == 1
+    assert time.monotonic() - start < 50
+    said = capfd.readouterr().err
+    assert "01_b.ipynb, code cell 1" in said and "ValueError: 1" in said
+    assert not list((tree / "_build" / "smoke").glob("*.ipynb"))
+
+
 def test_a_cell_that_is_skipped_or_shows_a_path_fails_the_run(tree, capsys):
     made = notebook("import os; print(os.getcwd())", "2")
     notebook_files.code_cells(made)[1].metadata["tags"] = ["skip-execution"]

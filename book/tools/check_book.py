@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +46,7 @@ FLAGS = [
 ]
 THEMES = ("light", "dark")
 WIDTHS = (1280, 390)
+AT_ONCE = 2  # browsers: a page keeps one core busy
 MATH_READY = (
     "() => window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => true) : true"
 )
@@ -71,13 +73,19 @@ BARE_PICTURES = """() => {
 
 @dataclass
 class Page:
-    """What was found on one page, over all its visits."""
+    """What was found on one page, on one visit or on all."""
 
     name: str
     formulas: int = 0
     requests: int = 0
     rules: int = 0
     faults: list = field(default_factory=list)
+
+    @classmethod
+    def of(cls, visits):
+        """One page from what each of its visits found."""
+        counts = [max(getattr(v, c) for v in visits) for c in ("formulas", "requests", "rules")]
+        return cls(visits[0].name, *counts, [fault for v in visits for fault in v.faults])
 
 
 def find_browser():
@@ -146,7 +154,7 @@ def visit(tab, origin, page, theme, width, axe, shots):
     for url in heard:
         if not url.startswith((origin + "/", "data:", "blob:")):
             page.faults.append(f"{at}: asks another host: {url}")
-    page.requests = max(page.requests, len(heard))
+    page.requests = len(heard)
     page.formulas = tab.locator("mjx-container").count()
     if tab.locator(".math").count() and not page.formulas:
         page.faults.append(f"{at}: formulas are not rendered")
@@ -158,7 +166,10 @@ def visit(tab, origin, page, theme, width, axe, shots):
         page.faults.append(f"{at}: {too_wide}")
     page.faults += [f"{at}: picture without alt text: {src}" for src in tab.evaluate(BARE_PICTURES)]
     # preload: axe would fetch style sheets again, some from addresses that no reader asks for.
-    results = axe.run(tab, options={"resultTypes": ["violations"], "preload": False}).response
+    options = {"resultTypes": ["violations"], "preload": False}
+    if theme != "light":  # the same page, in other colors
+        options["runOnly"] = ["color-contrast"]
+    results = axe.run(tab, options=options).response
     page.rules = len(results["passes"]) + len(results["violations"])
     for violation in results["violations"]:
         if violation["impact"] in ("serious", "critical"):
@@ -170,14 +181,12 @@ def visit(tab, origin, page, theme, width, axe, shots):
         tab.screenshot(path=shots / f"{name}-{theme}-{width}.png", full_page=True)
 
 
-def browse(html, names, browser_path, shots):
-    """Visit every page in every theme and width."""
+def look(origin, names, browser_path, shots, theme, width):
+    """Visit every page in one theme and width, in a browser of its own."""
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright
 
-    pages = [Page(name) for name in names]
-    server, axe = serve(html), Axe()
-    origin = f"http://127.0.0.1:{server.server_port}"
+    start, pages, axe = time.monotonic(), [Page(name) for name in names], Axe()
     with tempfile.TemporaryDirectory(prefix="xb-browser-") as profile, sync_playwright() as play:
         # Settings and crash reports of the browser stay out of the reader's own folders.
         environment = {
@@ -187,21 +196,25 @@ def browse(html, names, browser_path, shots):
             "XDG_CACHE_HOME": profile,
         }
         browser = play.chromium.launch(executable_path=browser_path, args=FLAGS, env=environment)
-        for theme in THEMES:
-            for width in WIDTHS:
-                start = time.monotonic()
-                context = browser.new_context(
-                    color_scheme=theme, viewport={"width": width, "height": 900}
-                )
-                for page in pages:
-                    tab = context.new_page()
-                    visit(tab, origin, page, theme, width, axe, shots)
-                    tab.close()
-                context.close()
-                print(f"pages: {theme}, {width} px, {time.monotonic() - start:.0f} s", flush=True)
+        context = browser.new_context(color_scheme=theme, viewport={"width": width, "height": 900})
+        for page in pages:
+            tab = context.new_page()
+            visit(tab, origin, page, theme, width, axe, shots)
+            tab.close()
         browser.close()
-    server.shutdown()
+    print(f"pages: {theme}, {width} px, {time.monotonic() - start:.0f} s", flush=True)
     return pages
+
+
+def browse(html, names, browser_path, shots):
+    """Visit every page in every theme and width, ``AT_ONCE`` of these side by side."""
+    server = serve(html)
+    origin = f"http://127.0.0.1:{server.server_port}"
+    looks = [(theme, width) for theme in THEMES for width in WIDTHS]
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        found = list(threads.map(lambda way: look(origin, names, browser_path, shots, *way), looks))
+    server.shutdown()
+    return [Page.of(visits) for visits in zip(*found, strict=True)]
 
 
 def main(arguments=None):
