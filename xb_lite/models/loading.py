@@ -49,9 +49,11 @@ from xb_lite.models.whole import (
     check_config,
     check_ends,
     check_files,
+    check_header,
     check_loaded,
-    check_size,
     check_template,
+    header_in,
+    header_on_hub,
     parameters_in,
 )
 
@@ -110,9 +112,12 @@ def load_model(
     with _one_sentence_errors(str(name)):  # after that: weights can take an hour
         config = AutoConfig.from_pretrained(source, **common)
         attention = config._attn_implementation = attention_of(config)
-        if os.path.isdir(source) and not spec:  # of a model of the hub the files are not here yet
-            check_files(str(name), Path(source))
-            check_size(str(name), Path(source), config)
+        if not spec:
+            if folder := _folder_of(source, offline):
+                check_files(str(name), folder)
+            header = header_in(folder) if folder else header_on_hub(source)
+            if header is not None:
+                check_header(str(name), header, config)
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=precision.weights,
@@ -235,11 +240,20 @@ def last_name(path: str | os.PathLike[str]) -> str:
 
 
 def _with_commit(name: str) -> str:
+    folder = _folder_of(name, offline=True)
+    return name if folder is None else f"{name}@{folder.name}"
+
+
+def _folder_of(source: str, offline: bool) -> Path | None:
+    """Where a model's files are: a folder of its own, or where the hub answers not, in its cache,
+    by its commit; else None."""
+    if os.path.isdir(source) or not offline:
+        return Path(source) if os.path.isdir(source) else None
     try:
-        config = try_to_load_from_cache(name, "config.json")
+        config = try_to_load_from_cache(source, "config.json")
     except HFValidationError:  # it cannot be a name of the hub's
-        return name
-    return f"{name}@{Path(config).parent.name}" if isinstance(config, str) else name
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _aligned_adapter() -> Path:

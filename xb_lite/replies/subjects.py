@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xb_lite.files import sha256_of
+from xb_lite.files import digest, sha256_of
 from xb_lite.models.adapter_files import WEIGHTS, read_run
 from xb_lite.models.loading import last_name, load_defended, model_digest
 from xb_lite.models.precision import Precision
@@ -78,7 +78,7 @@ def local_subject(
 
 def remote_subject(server: str, name: str) -> Subject:
     """A model behind an OpenAI-compatible server, under the server's own ``name`` for it; its
-    digest is that name with the address. Raises ValueError or RemoteError for a bad address or a
-    missing key."""
+    digest is that name with the digest of the address, which no result and no log shows. Raises
+    ValueError or RemoteError for a bad address or a missing key."""
     backend = RemoteBackend(server, name)
-    return Subject(Path(name).name, f"{name} at {backend.base_url}", backend)
+    return Subject(Path(name).name, f"{name} at a server {digest(backend.base_url)[:16]}", backend)

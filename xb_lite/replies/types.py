@@ -58,7 +58,12 @@ def answer_of(text: str) -> str:
 
 
 class Backend(Protocol):
-    """What can reply: a model on this machine, or one behind a server."""
+    """What can reply: a model on this machine, or one behind a server.
+
+    One that has ``check(dialogues, room, prefill)`` is asked before all else whether it can reply
+    to each of these with up to ``room`` tokens. One that has a ``concurrency`` does not batch: it
+    is asked for so many replies side by side, and each is kept as it comes.
+    """
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
