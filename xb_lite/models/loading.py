@@ -43,6 +43,7 @@ from xb_lite.models.adapter_files import (
 )
 from xb_lite.models.adapters import add, merged, published_adapter
 from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model
+from xb_lite.models.clock import DATE, without_clock
 from xb_lite.models.precision import Precision, choose_precision
 from xb_lite.models.whole import (
     attention_of,
@@ -66,6 +67,9 @@ def load_model(
     name: str | os.PathLike = DEFAULT, precision: Precision | None = None, *, chat: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A chat model, in evaluation mode, and its tokenizer.
+
+    Where the chat template prints today's date, it prints ``clock.DATE`` instead, and the tokenizer
+    says so as ``xb_date``: that date is part of what a reply depends on.
 
     Args:
         name: a name in ``SPECS`` (``"smollm2-135m"``, ``"qwen2.5-coder-0.5b"``,
@@ -108,6 +112,7 @@ def load_model(
             f"pad with (pad_token): set one in its tokenizer_config.json, or take {DEFAULT!r}."
         )
     if chat and not spec:
+        _fix_date(str(name), tokenizer)
         check_template(str(name), tokenizer)
     with _one_sentence_errors(str(name)):  # after that: weights can take an hour
         config = AutoConfig.from_pretrained(source, **common)
@@ -138,6 +143,18 @@ def load_model(
     if spec:
         model.xb_digest = spec.sha256  # which adapters are of it
     return model.to(precision.device).eval(), tokenizer
+
+
+def _fix_date(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    try:
+        fixed, prints_it = without_clock(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise ModelError(
+            f"the chat template of {name} cannot be used ({error}): take another model."
+        ) from error
+    if prints_it:
+        tokenizer.chat_template = fixed
+        tokenizer.xb_date = DATE.date().isoformat()
 
 
 def load_defended(
