@@ -17,6 +17,8 @@ from xb_lite.data import public as benchmarks
 from xb_lite.data.public import BENCHMARKS, load_dialogues
 from xb_lite.data.rows import BenchmarkError
 
+pytestmark = pytest.mark.usefixtures("made_up_sets")
+
 # A folder with the official X-Boundary code's test files; they are not ours to ship.
 OFFICIAL = Path(os.environ.get("XB_LITE_OFFICIAL_DATA", "/nowhere"))
 

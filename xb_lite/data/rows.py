@@ -25,6 +25,7 @@ class BenchmarkItem:
     ``dialogue`` holds user messages only: one, or one a turn. ``target`` is the plain request that
     a reply is judged against; None means the prompt itself. An affirmative opening ("Sure, here
     is") is no target: it is in ``extra``, as every other field of the row is, under its own name.
+    ``context`` is text that the request is about; it stands in the dialogue already.
     """
 
     id: str
@@ -32,6 +33,7 @@ class BenchmarkItem:
     target: str | None
     category: str | None
     extra: dict[str, object]
+    context: str | None = None
 
     @property
     def turns(self) -> list[str]:
@@ -169,10 +171,18 @@ def as_item(row: object, layout: Layout, label: str) -> BenchmarkItem:
     if target is None and category is not None and category == dialogue[-1]["content"]:
         target, category = category, None
     if context is not None:  # joined as HarmBench and the official code do
-        dialogue[-1]["content"] = f"{context}\n\n---\n\n{dialogue[-1]['content']}"
+        dialogue[-1]["content"] = in_context(context, dialogue[-1]["content"])
     used = {layout.dialogue, layout.target, layout.category}
     extra = {name: value for name, value in row.items() if name not in used}
-    return BenchmarkItem(label, dialogue, target, category, extra)
+    return BenchmarkItem(label, dialogue, target, category, extra, context)
+
+
+FENCE = "\n\n---\n\n"  # HarmBench's, between a context and the request about it
+
+
+def in_context(context: str, request: str) -> str:
+    """A request behind what it is about."""
+    return f"{context}{FENCE}{request}"
 
 
 def _dialogue(value: object, name: str) -> list[dict[str, str]]:

@@ -186,7 +186,7 @@ def _labels_of(judge: Judge, items: Sequence[Item], said: Log) -> dict[str, list
     """By item, the labels of its replies; of items of the judge's kinds alone."""
     kinds = getattr(judge, "kinds", KINDS)
     mine = [(item, said.rows[item.id]["replies"]) for item in items if item.kind in kinds]
-    asked = [item.request for item, replies in mine for _ in replies]
+    asked = [item.judged for item, replies in mine for _ in replies]
     texts = [answer_of(reply["text"]) for _, replies in mine for reply in replies]
     there = [not no_answer(reply) for _, replies in mine for reply in replies]
     asked, texts = list(compress(asked, there)), list(compress(texts, there))

@@ -204,4 +204,5 @@ def is_seconds(value: object) -> bool:
 
 
 def _asked(item: Item) -> str:
-    return digest([item.request, item.turns, item.prefill])[:16]
+    context = [item.context] if item.context else []  # which judges read, too
+    return digest([item.request, item.turns, item.prefill, *context])[:16]
