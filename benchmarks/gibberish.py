@@ -135,7 +135,7 @@ def official_filter(
 
 
 def by_form(text: str) -> bool:
-    """What the filter says without a model, of the reply in lower case and without blanks around."""
+    """What the filter says without a model, of the reply in lower case and without outer blanks."""
     text = text.lower().strip()
     words = text.split()
     return (
