@@ -276,7 +276,12 @@ def test_numbers_that_are_none_are_refused_in_files_too(tmp_path, number):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"steps": 10**9}, {"pairs": 10**9, "pairs_at_once": 1}, {"steps": 10**6}, {"rank": 10**9}],
+    [
+        {"steps": 10**9},
+        {"pairs": 10**9, "pairs_at_once": 1},
+        {"steps": 10**6, "pairs": 80},
+        {"rank": 10**9},
+    ],
     ids=str,
 )
 def test_a_run_that_would_never_end_is_refused(changes):

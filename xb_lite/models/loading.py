@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from xb_lite.dialogues import opens_thought
 from xb_lite.files import sha256_of
 from xb_lite.models.adapter_files import (
     WEIGHTS,
@@ -114,6 +115,12 @@ def load_model(
     if chat and not spec:
         _fix_date(str(name), tokenizer)
         check_template(str(name), tokenizer)
+        if opens_thought(tokenizer):
+            warnings.warn(
+                f"{name} thinks before it answers, and its template cannot switch that off: the "
+                "thought is left empty here, wherever the model is asked or trained.",
+                stacklevel=2,
+            )
     with _one_sentence_errors(str(name)):  # after that: weights can take an hour
         config = AutoConfig.from_pretrained(source, **common)
         attention = config._attn_implementation = attention_of(config)
