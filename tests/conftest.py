@@ -42,3 +42,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def made_up_sets(monkeypatch):
+    """Rows of a test's own may have the name of a public set."""
+    from xb_lite.data import published
+
+    monkeypatch.setattr(published, "published", dict)

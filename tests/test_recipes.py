@@ -21,6 +21,7 @@ from xb_lite.recipes import (
     recipe_names,
     run_name,
 )
+from xb_lite.training.defense import train_defense
 from xb_lite.training.run import train
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
@@ -273,6 +274,27 @@ def test_numbers_that_are_none_are_refused_in_files_too(tmp_path, number):
     mine = json.dumps({**as_fields(load_recipe(CPU)), "alpha": "?"}).replace('"?"', number)
     with pytest.raises(RecipeError, match="^alpha is "):
         load_recipe(as_file(tmp_path, mine))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 10**9},
+        {"pairs": 10**9, "pairs_at_once": 1},
+        {"steps": 10**6, "pairs": 80},
+        {"rank": 10**9},
+    ],
+    ids=str,
+)
+def test_a_run_that_would_never_end_is_refused(changes):
+    with pytest.raises(RecipeError, match=f"{next(iter(changes))} is .*; it must be "):
+        load_recipe(CPU, **changes)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True, None])
+def test_a_seed_that_is_none_is_refused_before_all_else(tmp_path, seed):
+    with pytest.raises(RecipeError, match=r"seed is .*; it must be a whole number from 0 to 2\*"):
+        train_defense(load_recipe(CPU, model="no/such-model"), tmp_path, seed=seed)
 
 
 def test_methods_and_the_separate_term_go_together():

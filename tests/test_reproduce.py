@@ -29,6 +29,8 @@ from xb_lite.reproduce.runner import progress, reproduce
 from xb_lite.reproduce.status import tasks_of
 from xb_lite.results.contract import read_result
 
+pytestmark = pytest.mark.usefixtures("made_up_sets")
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 TYPED = {"paper.json"}  # what the papers report, typed from them

@@ -79,6 +79,7 @@ def _asked() -> dict[str, Iterable[str]]:
     from xb_lite.corpora import KINDS
     from xb_lite.data.items import ATTACKS
     from xb_lite.data.public import BENCHMARKS
+    from xb_lite.judges.blind import BLIND
     from xb_lite.judges.named import JUDGE_MODELS, JUDGES
 
     own = (*KINDS, "multi-turn")
@@ -88,6 +89,7 @@ def _asked() -> dict[str, Iterable[str]]:
         "benchmarks": BENCHMARKS,
         "attacks": ATTACKS,
         "judges": judges,
+        **{f"what {name} cannot see": [what] for name, what in BLIND.items()},
         **_defenses(),
     }
 

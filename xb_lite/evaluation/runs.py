@@ -103,7 +103,11 @@ def evaluate_subject(
     path = Path(folder) / subject.name / f"{subject.defense}.json"
     judged_by = judges() if judged_by is None else judged_by
     same = {
-        "model": {"name": subject.name, "digest": subject.digest},
+        "model": {
+            "name": subject.name,
+            "digest": subject.digest,
+            **({"date": subject.date} if subject.date else {}),
+        },
         "adapter": subject.adapter,
         "data": {
             "set": ", ".join(dict.fromkeys(item.set for item in items)),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from xb_lite.corpora import SHORT_REFUSAL
@@ -34,7 +34,7 @@ from xb_lite.intention.prompts import (
 )
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.subjects import Subject
-from xb_lite.replies.types import Backend, Decoding, Reply, check_open, check_scripts
+from xb_lite.replies.types import Backend, Decoding, Reply, answer_of, check_open, check_scripts
 
 Defense = Callable[[Backend, Sequence[Dialogue], Decoding, str], list[list[Reply]]]
 
@@ -50,6 +50,22 @@ class Defended:
 
     backend: Backend
     defense: Defense
+
+    @property
+    def concurrency(self) -> int | None:
+        """The backend's, if it has one."""
+        return getattr(self.backend, "concurrency", None)
+
+    def check(self, dialogues: Sequence[Dialogue], room: int, prefill: str = "") -> None:
+        """The backend's, on what the defense would ask it for these; errors as there."""
+        if not hasattr(self.backend, "check"):
+            return
+        last = Decoding()
+        rehearsal = _Rehearsal(last)
+        self.defense(rehearsal, dialogues, last, prefill)
+        for asked, so_far, decoding, begun in rehearsal.asked:
+            most = room if decoding is last else decoding.max_new_tokens
+            self.backend.check(asked, so_far + most, begun)
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
@@ -72,7 +88,8 @@ class Defended:
         for turn in range(max(map(len, scripts), default=0)):
             live = [i for i, script in enumerate(scripts) if turn < len(script)]
             dialogues = [
-                as_turns(scripts[i][: turn + 1], [reply.text for reply in played[i]]) for i in live
+                as_turns(scripts[i][: turn + 1], [answer_of(reply.text) for reply in played[i]])
+                for i in live
             ]
             for i, reply in zip(live, self.reply(dialogues, decoding), strict=True):
                 played[i].append(reply)
@@ -121,7 +138,9 @@ def two_stage(
         raise ValueError(
             f"the analyst gave {len(intentions)} intentions for {len(dialogues)} dialogues."
         )
-    longer = [second_stage(d, i.text) for d, i in zip(dialogues, intentions, strict=True)]
+    longer = [
+        second_stage(d, answer_of(i.text)) for d, i in zip(dialogues, intentions, strict=True)
+    ]
     answers = backend.reply(longer, decoding, prefill)
     return [list(stages) for stages in zip(intentions, answers, strict=True)]
 
@@ -176,6 +195,22 @@ def input_check(
         [verdict, made_up(SHORT_REFUSAL) if refuse else next(answers)]
         for verdict, refuse in zip(verdicts, harmful, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class _Rehearsal:
+    """A backend that says nothing, and keeps what it was asked: dialogues, tokens that may have
+    been said for them before, decoding and prefill. Replies at ``last`` are the answers."""
+
+    last: Decoding
+    asked: list[tuple[Sequence[Dialogue], int, Decoding, str]] = field(default_factory=list)
+
+    def reply(
+        self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
+    ) -> list[Reply]:
+        so_far = sum(before.max_new_tokens for _, _, before, _ in self.asked)
+        self.asked.append((dialogues, so_far, decoding, prefill))
+        return [Reply(".", 0, 0, True) for _ in dialogues]
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from xb_lite.dialogues import opens_thought
 from xb_lite.files import sha256_of
 from xb_lite.models.adapter_files import (
     WEIGHTS,
@@ -43,15 +44,18 @@ from xb_lite.models.adapter_files import (
 )
 from xb_lite.models.adapters import add, merged, published_adapter
 from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model
+from xb_lite.models.clock import DATE, without_clock
 from xb_lite.models.precision import Precision, choose_precision
 from xb_lite.models.whole import (
     attention_of,
     check_config,
     check_ends,
     check_files,
+    check_header,
     check_loaded,
-    check_size,
     check_template,
+    header_in,
+    header_on_hub,
     parameters_in,
 )
 
@@ -68,6 +72,9 @@ def load_model(
     name: str | os.PathLike = DEFAULT, precision: Precision | None = None, *, chat: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A chat model, in evaluation mode, and its tokenizer.
+
+    Where the chat template prints today's date, it prints ``clock.DATE`` instead, and the tokenizer
+    says so as ``xb_date``: that date is part of what a reply depends on.
 
     Args:
         name: a name in ``SPECS`` (``"smollm2-135m"``, ``"qwen2.5-coder-0.5b"``,
@@ -110,13 +117,23 @@ def load_model(
             f"pad with (pad_token): set one in its tokenizer_config.json, or take {DEFAULT!r}."
         )
     if chat and not spec:
+        _fix_date(str(name), tokenizer)
         check_template(str(name), tokenizer)
+        if opens_thought(tokenizer):
+            warnings.warn(
+                f"{name} thinks before it answers, and its template cannot switch that off: the "
+                "thought is left empty here, wherever the model is asked or trained.",
+                stacklevel=2,
+            )
     with _one_sentence_errors(str(name)):  # after that: weights can take an hour
         config = AutoConfig.from_pretrained(source, **common)
         attention = config._attn_implementation = attention_of(config)
-        if os.path.isdir(source) and not spec:  # of a model of the hub the files are not here yet
-            check_files(str(name), Path(source))
-            check_size(str(name), Path(source), config)
+        if not spec:
+            if folder := _folder_of(source, offline):
+                check_files(str(name), folder)
+            header = header_in(folder) if folder else header_on_hub(source)
+            if header is not None:
+                check_header(str(name), header, config)
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=precision.weights,
@@ -137,6 +154,18 @@ def load_model(
     if spec:
         model.xb_digest = spec.sha256  # which adapters are of it
     return model.to(precision.device).eval(), tokenizer
+
+
+def _fix_date(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    try:
+        fixed, prints_it = without_clock(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise ModelError(
+            f"the chat template of {name} cannot be used ({error}): take another model."
+        ) from error
+    if prints_it:
+        tokenizer.chat_template = fixed
+        tokenizer.xb_date = DATE.date().isoformat()
 
 
 def load_defended(
@@ -240,11 +269,20 @@ def last_name(path: str | os.PathLike[str]) -> str:
 
 
 def _with_commit(name: str) -> str:
+    folder = _folder_of(name, offline=True)
+    return name if folder is None else f"{name}@{folder.name}"
+
+
+def _folder_of(source: str, offline: bool) -> Path | None:
+    """Where a model's files are: a folder of its own, or where the hub answers not, in its cache,
+    by its commit; else None."""
+    if os.path.isdir(source) or not offline:
+        return Path(source) if os.path.isdir(source) else None
     try:
-        config = try_to_load_from_cache(name, "config.json")
+        config = try_to_load_from_cache(source, "config.json")
     except HFValidationError:  # it cannot be a name of the hub's
-        return name
-    return f"{name}@{Path(config).parent.name}" if isinstance(config, str) else name
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _alignment(name: str) -> Path:

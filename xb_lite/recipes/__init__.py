@@ -19,6 +19,9 @@ REFERENCE = ("cache", "adapter-off")
 RETAIN = ("absolute", "relative")
 SEPARATE = ("as_coded", "as_described", "refusal")
 
+MOST = {"steps": 1_000_000, "pairs": 100_000, "rank": 100_000, "max_tokens": 10_000_000}
+MOST_PAIRS = 5_000_000  # all are drawn before a run
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be followed; the message names the field and says what to do."""
@@ -82,12 +85,20 @@ class Budget:
         demand("gradient_checkpointing", isinstance(whether, bool), "true or false")
         for field in ("lora_layers", "rank", "steps", "pairs", "pairs_at_once", "max_tokens"):
             demand(field, _whole(getattr(self, field), 1), "a whole number, at least 1")
+        for field, most in MOST.items():
+            demand(field, getattr(self, field) <= most, f"at most {most:,}, for the run to end")
         for field in ("lora_alpha", "learning_rate"):
             demand(field, _number(getattr(self, field), above=0), "a number above 0")
         demand("lora_std", _number(self.lora_std, least=0), "0 or more")
         shares = ("boundary_share", "refusal_share", "multi_turn_share", "prefilled_share")
         for field in ("dropout", *shares):
             demand(field, _number(getattr(self, field), least=0, most=1), "from 0 to 1")
+        demand(
+            "steps",
+            self.steps * self.pairs <= MOST_PAIRS,
+            f"less: {MOST_PAIRS:,} pairs in all are the most that can be drawn, and a step has "
+            f"{self.pairs:,}",
+        )
         demand("pairs_at_once", self.pairs % self.pairs_at_once == 0, "a divisor of pairs")
         demand(
             "refusal_share",

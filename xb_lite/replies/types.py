@@ -23,11 +23,20 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+        numbers = (self.temperature, self.top_p)
+        if (
+            not all(type(n) is int and abs(n) < 2**63 for n in (self.max_new_tokens, self.seed))
+            or not all(type(n) in (int, float) and abs(n) < 1e9 for n in numbers)
+            or self.max_new_tokens < 1
+            or self.temperature < 0
+            or not 0 < self.top_p <= 1
+        ):
             raise ValueError(
-                f"{self}: max_new_tokens must be at least 1, temperature at least 0, and top_p "
-                "above 0 and at most 1."
+                f"{self!r:.300}: max_new_tokens must be a whole number of at least 1, seed one of "
+                "63 bits, temperature at least 0, and top_p above 0 and at most 1."
             )
+        for name in ("temperature", "top_p"):  # transformers takes no whole numbers there
+            object.__setattr__(self, name, float(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,12 @@ def answer_of(text: str) -> str:
 
 
 class Backend(Protocol):
-    """What can reply: a model on this machine, or one behind a server."""
+    """What can reply: a model on this machine, or one behind a server.
+
+    One that has ``check(dialogues, room, prefill)`` is asked before all else whether it can reply
+    to each of these with up to ``room`` tokens. One that has a ``concurrency`` does not batch: it
+    is asked for so many replies side by side, and each is kept as it comes.
+    """
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""

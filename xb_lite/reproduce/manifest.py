@@ -41,6 +41,7 @@ class Plan:
             the test, so that nothing is reported on what was chosen by; each plainly and, if
             harmful, prefilled.
         public_limit: at most so many replies of each of ``public``, under each attack.
+        as_published: of public sets, as in ``data.load_items``; the first results were not.
         harmless_prefilled: harmless prompts are asked with the prefill, too: a defense that breaks
             at the prefill itself, whatever was asked, must be seen to.
         max_new_tokens, judges: of the replies; names as in ``judges_named``.
@@ -60,6 +61,7 @@ class Plan:
     limit: int | None = None
     public: Sequence[str] = ()
     public_limit: int | None = None
+    as_published: bool = True
     harmless_prefilled: bool = False
     max_new_tokens: int = 64
     judges: Sequence[str] = ("words", "service")
@@ -189,9 +191,9 @@ def items_of(of: Plan, files: Mapping[str, str] | None = None) -> list[Item]:
     """
     copies = {name: f"{name}={path}" for name, path in (files or {}).items()}
     names = [copies.get(name, name) for name in of.sets]
-    items = plan(names, of.attacks, of.limit, of.split, of.edition)
+    items = plan(names, of.attacks, of.limit, of.split, of.edition, of.as_published)
     for name in of.public:
-        asked = plan([copies.get(name, name)], ["prefill"])
+        asked = plan([copies.get(name, name)], ["prefill"], as_published=of.as_published)
         for _, group in groupby(asked, key=lambda item: item.attack):
             items += _part(list(group), of)
     if of.harmless_prefilled:

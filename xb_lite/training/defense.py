@@ -14,7 +14,7 @@ from xb_lite.recipes import Alignment, Budget, run_name
 from xb_lite.replies.subjects import local_subject
 from xb_lite.replies.types import Decoding
 from xb_lite.training.alignment import alignment_sets
-from xb_lite.training.checks import check_fit, check_place
+from xb_lite.training.checks import check_fit, check_place, check_seed
 from xb_lite.training.lora import check_same
 from xb_lite.training.run import Trained, identity, train
 from xb_lite.training.sets import Sets, reference_sets
@@ -35,6 +35,7 @@ def train_defense(
     With ``sets``, from ``reference_sets`` of that model, on those; ``edition`` is as there. Other
     args and errors as in ``train``, and those of ``load_model`` and ``reference_sets``.
     """
+    check_seed(seed)
     exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)
     # All that can be known is checked before minutes of asking.
     check_place(recipe, Path(folder), resume)

@@ -26,7 +26,7 @@ from xb_lite.models.packing import by_row
 from xb_lite.models.precision import Precision
 from xb_lite.recipes import Alignment, Baseline, Budget, Recipe, as_fields
 from xb_lite.training import alignment, baselines
-from xb_lite.training.checks import check_fit, check_place
+from xb_lite.training.checks import check_fit, check_place, check_seed
 from xb_lite.training.draw import draw_pairs
 from xb_lite.training.lora import (
     Progress,
@@ -79,12 +79,14 @@ def train(
         resume: False begins anew.
 
     Raises:
-        RecipeError: the model or the sets do not fit the recipe; before training.
+        RecipeError: the model or the sets do not fit the recipe, or the seed is none; before
+            training.
         TrainingError: the folder has another run in it or cannot be written to; the loss is not
             finite, and the adapter of the last good step is saved; there is not enough memory; or
             a package is missing.
         KeyboardInterrupt: it was stopped; the same call goes on.
     """
+    check_seed(seed)
     check_fit(recipe, model)
     baseline = isinstance(recipe, Baseline)
     draw, build = draw_pairs, XBoundaryTrainer

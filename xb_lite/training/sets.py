@@ -17,7 +17,7 @@ from xb_lite.dialogues import Dialogue, as_turns
 from xb_lite.files import digest
 from xb_lite.judges.strings import X_BOUNDARY, XSTEST, RefusalStrings
 from xb_lite.replies.cache import ask
-from xb_lite.replies.types import Backend, Decoding, Reply
+from xb_lite.replies.types import Backend, Decoding, Reply, answer_of
 
 # Of the official code (src/xb_train_dataset.py), the refusal of every boundary-safe prompt.
 REFUSAL = (
@@ -234,7 +234,9 @@ def _part(item: Item, turns: Sequence[str]) -> Item:
 
 
 def _said(reply: Reply) -> str:
-    return reply.text if reply.finished else _whole_sentences(reply.text)
+    """The answer, where a model thought before it."""
+    answer = answer_of(reply.text)
+    return answer if reply.finished else _whole_sentences(answer)
 
 
 def _whole_sentences(text: str) -> str:
