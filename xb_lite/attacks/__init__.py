@@ -7,5 +7,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "run": ["Attack", "Tried", "rows_of", "run"],
         "catalog": ["ATTACKS", "attack_named"],
+        "table": ["where_it_breaks"],
     },
 )
