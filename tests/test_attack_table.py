@@ -13,7 +13,7 @@ from xb_lite.judges.strings import XSTEST
 from xb_lite.models.precision import Precision
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.subjects import Subject
-from xb_lite.reproduce import attacked
+from xb_lite.reproduce import attacked, guarded
 from xb_lite.reproduce.manifest import load_manifest
 from xb_lite.results.contract import provenance, read_result, write_result
 from xb_lite.results.stats import wilson
@@ -85,16 +85,20 @@ def test_budgets_that_differ_are_not_shown_as_one(tmp_path):
     assert where_it_breaks(tmp_path)[1][0][-1] == "not the same everywhere"
 
 
-def test_the_manifest_of_attacks_has_every_attack_on_every_defense():
-    scripts = load_manifest(Path(attacked.__file__).with_name("attacks.json")).scripts
-    assert len(scripts) == len({s.path for s in scripts}) == 5 * len(ATTACKS)
+def test_the_manifest_has_every_attack_on_every_defense_and_the_guard():
+    scripts = load_manifest(Path(attacked.__file__).with_name("together.json")).scripts
+    assert len(scripts) == len({s.path for s in scripts}) == 5 * len(ATTACKS) + 5
     for script in scripts:
-        module, attack, *words = script.command
-        assert module == attacked.__name__ and script.path.endswith(f"/{attack}.json")
+        module, what, *words = script.command
         options = dict(zip(words[::2], words[1::2], strict=True))
         parts = [options.get("--adapter"), options.get("--prompt")]
-        assert f"/{'+'.join(filter(None, parts)) or 'none'}/" in script.path
-        if attack == "subtracted-guess":  # of another defense than the one that is attacked
+        defense = "+".join(filter(None, parts)) or "none"
+        if module == guarded.__name__:
+            assert script.path.endswith(f"/{defense if what == 'replies' else what}.json")
+            continue
+        assert module == attacked.__name__
+        assert script.path.endswith(f"/{defense}/{what}.json")
+        if what == "subtracted-guess":  # of another defense than the one that is attacked
             assert options.get("--guess", "circuit-breakers") != options.get("--adapter")
 
 

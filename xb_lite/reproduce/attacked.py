@@ -2,8 +2,8 @@
 
     python -m xb_lite.reproduce.attacked best-of-n --adapter x-boundary --prompt ia
 
-Asks harmful prompts of the test split. ``attacks.json`` beside this file is the manifest of all
-attacks on all defenses: ``python -m xb_lite reproduce --manifest xb_lite/reproduce/attacks.json``.
+Asks harmful prompts of the test split. ``together.json`` beside this file is the manifest of all
+attacks on all defenses: ``python -m xb_lite reproduce --manifest xb_lite/reproduce/together.json``.
 
 Result: ``<results>/<tier>/attacks/<model>/<defense>/<attack>.json``, and beside it a line an item,
 with labels and no texts, from which a run that was stopped goes on.
