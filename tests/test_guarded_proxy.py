@@ -10,10 +10,13 @@ import torch
 from test_proxy import ASK, Talker, client, raw, text_of, words
 from tiny import saying, tiny_model
 
+from xb_lite import __main__
 from xb_lite.corpora import SHORT_REFUSAL
+from xb_lite.guard import fitting
 from xb_lite.guard.stream import Guard
 from xb_lite.intention.defenses import DEFENSES, by_prompt
 from xb_lite.models.precision import Precision
+from xb_lite.replies.types import Decoding
 from xb_lite.serve import proxy
 from xb_lite.serve.local import LocalModel
 from xb_lite.serve.proxy import in_background
@@ -172,3 +175,39 @@ def test_sixty_four_streams_at_once(guarded):
     for number, text in enumerate(found):
         assert text.endswith(SHORT_REFUSAL) if number % 10 == 7 else text == FINE
     assert talker.peak > 8 and word.peak == 1 and len(word.asked) == 64
+
+
+# The command
+
+
+class Echo:
+    def reply(self, dialogues, decoding, prefill):
+        self.asked = list(dialogues)
+        return ["said" for _ in dialogues]
+
+
+def test_serve_puts_a_guard_in_front(monkeypatch, capsys):
+    seen = {}
+
+    def application(upstream, defense, hosts, guard):
+        seen.update(guard=guard, defense=defense)
+
+    monkeypatch.setattr(proxy, "application", application)
+    monkeypatch.setattr(proxy, "serve", lambda app, listening: None)
+    monkeypatch.setattr(fitting, "detectors_named", lambda names: [Word() for _ in names])
+    words = ["serve", "--server", "http://127.0.0.1:9/v1", "--model", "m", "--port", "0"]
+    assert __main__.main(words) == 0 and seen["guard"] is None
+    more = ["--guard", "gibberish", "probe", "--hold", "5", "--defense", "none"]
+    assert __main__.main([*words, *more]) == 0
+    backend = Echo()
+    assert seen["defense"](backend, [ASK["messages"]], Decoding(), "") == [["said"]]
+    assert backend.asked == [list(ASK["messages"])]
+    assert (len(seen["guard"].detectors), seen["guard"].hold) == (2, 5)
+    assert __main__.main([*words, "--guard", "probe", "--hold", "0"]) == 1
+    assert "at least 1 token" in capsys.readouterr().err
+
+
+def test_an_unknown_detector_is_named(capsys):
+    words = ["serve", "--server", "http://127.0.0.1:9/v1", "--model", "m", "--port", "0"]
+    assert __main__.main([*words, "--guard", "smell"]) == 1
+    assert "there is no detector 'smell'" in capsys.readouterr().err

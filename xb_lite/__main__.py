@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--model", metavar="NAME", dest="named", help="the same")
     serve.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
     serve.add_argument(
-        "--defense", default="ia", help="ia (default), ia-one-pass, self-reminder, …"
+        "--defense", default="ia", help="ia (default), self-reminder, …; none: a guard alone"
     )
     serve.add_argument(
         "--guard",
@@ -329,9 +329,9 @@ def _serve(args: argparse.Namespace) -> None:
         raise ValueError(f"{error}: pip install 'xb-lite[serve]' brings it.") from error
     from xb_lite.guard.fitting import detectors_named
     from xb_lite.guard.stream import Guard
-    from xb_lite.intention.defenses import defense_named
+    from xb_lite.intention.defenses import by_prompt, defense_named
 
-    defense = defense_named(args.defense)
+    defense = by_prompt(list) if args.defense == "none" else defense_named(args.defense)
     with listen(args.host, args.port) as listening:
         guard = Guard(detectors_named(args.guard), args.hold) if args.guard else None
         upstream = _upstream(args)
