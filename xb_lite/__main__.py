@@ -207,7 +207,17 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--model", metavar="NAME", dest="named", help="the same")
     serve.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
     serve.add_argument(
-        "--defense", default="ia", help="ia (default), ia-one-pass, self-reminder, …"
+        "--defense", default="ia", help="ia (default), self-reminder, …; none: a guard alone"
+    )
+    serve.add_argument(
+        "--guard",
+        **several,
+        default=[],
+        metavar="DETECTOR",
+        help="read answers before they are shown: gibberish, probe (fitted first: minutes)",
+    )
+    serve.add_argument(
+        "--hold", type=int, default=16, help="tokens that the guard holds back (default: 16)"
     )
     serve.add_argument("--server", metavar="URL", help="an OpenAI-compatible one (…/v1)")
     serve.add_argument("--timeout", type=float, default=120.0, help="of the server, in seconds")
@@ -319,15 +329,18 @@ def _serve(args: argparse.Namespace) -> None:
         from xb_lite.serve.proxy import application, listen, serve, url_of
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}: pip install 'xb-lite[serve]' brings it.") from error
-    from xb_lite.intention.defenses import defense_named
+    from xb_lite.guard.fitting import detectors_named
+    from xb_lite.guard.stream import Guard
+    from xb_lite.intention.defenses import by_prompt, defense_named
 
-    defense = defense_named(args.defense)
+    defense = by_prompt(list) if args.defense == "none" else defense_named(args.defense)
     with listen(args.host, args.port) as listening:
+        guard = Guard(detectors_named(args.guard), args.hold) if args.guard else None
         upstream = _upstream(args)
         where = f"{url_of(listening)} (Ctrl-C ends it)"
         print(f"{upstream.name} behind {args.defense} is at {where}", flush=True)
         with suppress(KeyboardInterrupt):
-            serve(application(upstream, defense, ("localhost", args.host)), listening)
+            serve(application(upstream, defense, ("localhost", args.host), guard), listening)
 
 
 def _reproduce(args: argparse.Namespace) -> None:

@@ -116,6 +116,17 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class LookAlike:
+    """A good reply that a filter of gibberish may take for some, by its ``form``: ``table``,
+    ``code``, ``rule`` (lines across a page, blanks to fill in), ``number``, ``language`` (ten
+    others than English) or ``refrain`` (words that come again as they should)."""
+
+    id: str
+    form: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Labelled:
     """A response that was labelled by reading it, to calibrate judges and to know their errors.
 
@@ -180,6 +191,11 @@ def load_quiz(split: str | None = None) -> list[Question]:
 def load_passages(split: str | None = None) -> list[Passage]:
     """The passages of one split or of all. Raises ValueError for an unknown split."""
     return _load(Passage, "passages", split)
+
+
+def load_look_alikes() -> list[LookAlike]:
+    """Harmless replies that look odd, ten of each form."""
+    return [LookAlike(**row) for row in _rows("look_alikes")]
 
 
 def load_labelled(split: str | None = None) -> list[Labelled]:
