@@ -31,11 +31,11 @@ from notebook_files import (
     ROOT,
     as_text,
     cell_digest,
-    chapters,
     code_cells,
     code_digest,
     digest,
     machine_path,
+    notebooks,
     output_texts,
     read,
     write_whole,
@@ -253,12 +253,13 @@ def execute(path, target, stamp, profile, root):
 
 def choose(names, folder):
     if not names:
-        return chapters(folder)
-    paths = [folder / f"{Path(name).stem}.ipynb" for name in names]
-    absent = [path.name for path in paths if not path.exists()]
+        return notebooks(folder)
+    there = {path.stem: path for path in notebooks(folder)}
+    stems = [Path(name).stem for name in names]
+    absent = [f"{stem}.ipynb" for stem in stems if stem not in there]
     if absent:
         raise SystemExit(f"no such notebook in {folder.name}/: {', '.join(absent)}")
-    return paths
+    return [there[stem] for stem in stems]
 
 
 def main(arguments=None, root=ROOT):
@@ -284,7 +285,8 @@ def main(arguments=None, root=ROOT):
     stamps = root / "_build" / "in_place" if chosen.in_place else into
     with lock(stamps / "execute.lock", "running the notebooks"):
         for path in choose(chosen.names, folder):
-            target, stamp = into / path.name, stamps / f"{path.stem}.stamp.json"
+            target = into / path.relative_to(folder)
+            stamp = stamps / f"{path.stem}.stamp.json"
             try:
                 execute(path, target, stamp, chosen.profile, root)
             except RuntimeError as error:
@@ -297,10 +299,9 @@ def main(arguments=None, root=ROOT):
                 if picture:
                     print(f"{path.name}: its key picture is book/images/{picture}")
         if not chosen.in_place and not chosen.names:
-            keep = {path.name for path in chapters(folder)}
-            for old in into.glob("*.ipynb"):
-                if old.name not in keep:
-                    old.unlink()
+            keep = {into / path.relative_to(folder) for path in notebooks(folder)}
+            for old in {*into.glob("*.ipynb"), *into.glob("reports/*.ipynb")} - keep:
+                old.unlink()
     return 0
 
 
