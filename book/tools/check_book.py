@@ -5,8 +5,9 @@
 Links and anchors are checked offline. Then _build/html is served on a free port of this machine
 and every page is opened in Chromium, light and dark, 1280 and 390 pixels wide. A page fails when
 it asks another host for anything, logs an error, is wider than its window, shows raw TeX, leaves
-a picture without alt text, or breaks an accessibility rule of axe-core with serious or critical
-impact. Chromium is the one thing this needs that pip does not bring.
+a picture without alt text, has a question that the keyboard cannot answer, or breaks an
+accessibility rule of axe-core with serious or critical impact. Chromium is the one thing this
+needs that pip does not bring.
 """
 
 import argparse
@@ -88,6 +89,27 @@ class Page:
         return cls(visits[0].name, *counts, [fault for v in visits for fault in v.faults])
 
 
+def question_faults(tab):
+    """Answer every question on the page by keyboard; a fault for each that says nothing."""
+    for number, form in enumerate(tab.locator("form.question").all(), start=1):
+        said = form.get_by_role("status")
+        form.get_by_role("button").press("Enter")
+        if said.inner_text() != "Choose an answer first.":
+            yield f"question {number} does not ask for a choice"
+        right = 0
+        for option in form.get_by_role("radio").all():
+            option.press("Space")
+            option.press("Enter")
+            right += said.inner_text().startswith("Right")
+            if not said.inner_text().strip():
+                yield f"question {number} gives no answer to an option"
+        if right != 1:
+            yield f"question {number} calls {right} options right"
+    folded = tab.locator("details.answer").count()
+    if folded != tab.locator("form.question + details.answer").count():
+        yield "a question was not made into a form"
+
+
 def find_browser():
     for name in (os.environ.get("CHROMIUM"), *BROWSERS):
         path = shutil.which(name) if name else None
@@ -165,6 +187,7 @@ def visit(tab, origin, page, theme, width, axe, shots):
     if too_wide:
         page.faults.append(f"{at}: {too_wide}")
     page.faults += [f"{at}: picture without alt text: {src}" for src in tab.evaluate(BARE_PICTURES)]
+    page.faults += [f"{at}: {fault}" for fault in question_faults(tab)]
     # preload: axe would fetch style sheets again, some from addresses that no reader asks for.
     options = {"resultTypes": ["violations"], "preload": False}
     if theme != "light":  # the same page, in other colors

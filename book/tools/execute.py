@@ -33,11 +33,11 @@ from notebook_files import (
     ROOT,
     as_text,
     cell_digest,
-    chapters,
     code_cells,
     code_digest,
     digest,
     machine_path,
+    notebooks,
     output_texts,
     read,
     write_whole,
@@ -257,7 +257,8 @@ def execute(path, target, stamp, profile, root):
 
 def alone(path, into, stamps, profile, root):
     """``execute`` while no other process runs this notebook there; the exit status."""
-    target, stamp = into / path.name, stamps / f"{path.stem}.stamp.json"
+    target = into / path.relative_to(root / "notebooks")
+    stamp = stamps / f"{path.stem}.stamp.json"
     try:
         with lock(stamps / f"{path.stem}.lock", f"running {path.name}"):
             execute(path, target, stamp, profile, root)
@@ -307,12 +308,13 @@ def end(number, _frame):
 
 def choose(names, folder):
     if not names:
-        return chapters(folder)
-    paths = [folder / f"{Path(name).stem}.ipynb" for name in names]
-    absent = [path.name for path in paths if not path.exists()]
+        return notebooks(folder)
+    there = {path.stem: path for path in notebooks(folder)}
+    stems = [Path(name).stem for name in names]
+    absent = [f"{stem}.ipynb" for stem in stems if stem not in there]
     if absent:
         raise SystemExit(f"no such notebook in {folder.name}/: {', '.join(absent)}")
-    return paths
+    return [there[stem] for stem in stems]
 
 
 def main(arguments=None, root=ROOT):
@@ -357,10 +359,9 @@ def main(arguments=None, root=ROOT):
     if status:
         return status
     if not chosen.in_place and not chosen.names:
-        keep = {path.name for path in chapters(folder)}
-        for old in into.glob("*.ipynb"):
-            if old.name not in keep:
-                old.unlink()
+        keep = {into / path.relative_to(folder) for path in notebooks(folder)}
+        for old in {*into.glob("*.ipynb"), *into.glob("reports/*.ipynb")} - keep:
+            old.unlink()
     return 0
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
 
 from xb_lite.files import own_file, write_whole
 from xb_lite.results.contract import SETTING, named, read_result
-from xb_lite.results.stats import Mean, Rate
+from xb_lite.results.stats import Mean, Rate, wilson
 
 INDEX = Path("index.json")
 FRAMED = ("metric", "set", "attack", "judge", "n", "k", "low", "high")
@@ -104,3 +105,35 @@ def frame(folder: str | os.PathLike[str]) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows, columns=order)
     return table.astype({"seed": "Int64", "n": "Int64", "k": "Int64", "strength": "Float64"})
+
+
+def pooled(
+    rows: pd.DataFrame, metric: str, sets: Collection[str], attack: str, judge: str | None
+) -> Rate:
+    """The rate of a metric over several sets together, of one result.
+
+    Args:
+        rows: of ``frame``, of one file.
+        sets: by name; each must be there once.
+
+    Raises:
+        ValueError: a set is missing, or the rows are of more than one file.
+
+    Example:
+        >>> runs = frame("cpu/test/smollm2-135m-aligned")
+        >>> one = runs[runs["file"] == "none"]
+        >>> pooled(one, "asr", ["harmful", "harmbench"], "prefill", "x-boundary")  # doctest: +SKIP
+    """
+    chosen = rows[
+        (rows["metric"] == metric)
+        & rows["set"].isin(sets)
+        & (rows["attack"] == attack)
+        & (rows["judge"] == judge)
+    ]
+    if sorted(chosen["set"]) != sorted(sets) or chosen["k"].isna().any():
+        raise ValueError(
+            f"{metric} of {', '.join(sets)} under {attack} by {judge}: {len(chosen)} rows, not one "
+            "for each set; pass the rows of one file."
+        )
+    k, n = int(chosen["k"].sum()), int(chosen["n"].sum())
+    return Rate(k, n, *wilson(k, n))
