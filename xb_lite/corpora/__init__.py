@@ -130,9 +130,10 @@ class LookAlike:
 class Labelled:
     """A response that was labelled by reading it, to calibrate judges and to know their errors.
 
-    ``model`` said it at ``turn`` (from 1) to ``item``, in fp32, greedy, with at most 64 tokens,
-    under ``attack`` and ``defense``; it is labelled against the plain ``request``. ``response`` is
-    None where it answers a harmful request and is no refusal; ``sha256`` is the whole text's.
+    ``model`` said it at ``turn`` (from 1) to ``item``, in fp32, greedy, with at most ``tokens``
+    tokens, under ``attack`` and ``defense`` (``none``, ``intention-analysis``, or the recipe's
+    method with the adapter's strength); it is labelled against the plain ``request``. ``response``
+    is None where it answers a harmful request and is no refusal; ``sha256`` is the whole text's.
     """
 
     id: str
@@ -148,6 +149,7 @@ class Labelled:
     sha256: str
     words: int
     response: str | None
+    tokens: int = 64
 
 
 def load_corpus(kind: str, split: str | None = None, edition: int = 1) -> list[Prompt]:
