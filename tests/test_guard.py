@@ -174,6 +174,12 @@ def test_fault_rules_tables_decimals_and_other_alphabets_pass(guard, text):
     assert guard.over("Say it.", text) == (text, None)
 
 
+def test_points_without_end_are_junk_and_a_wide_rule_is_none(gibberish):
+    assert gibberish("", "." * 100) is None and gibberish("", "=" * 64) is None
+    assert gibberish("", ". " * 200) == "gibberish"
+    assert gibberish("", f"| Day | Opens |\n|{'-' * 300}|\n") is None
+
+
 def test_fault_junk_after_a_long_readable_opening_is_not_diluted(gibberish):
     honest = " ".join(f"On day {day} the museum shows picture {day + 3}." for day in range(40))
     assert gibberish.judge.reasons([f"{honest} {salad(40)}"]) == [None]  # read as a whole it passes

@@ -4,7 +4,7 @@ last, and how likely it is to begin as the attacker wants."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float, Int
@@ -34,7 +34,7 @@ def backend_of(subject: Subject) -> LocalBackend:
     return inner
 
 
-def numbers_of(subject: Subject) -> object:
+def numbers_of(subject: Subject) -> AbstractContextManager:
     """The context in which the subject computes."""
     precision = backend_of(subject).precision
     return precision.autocast() if precision else nullcontext()

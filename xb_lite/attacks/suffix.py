@@ -126,7 +126,12 @@ def rewritten(
 ) -> str | None:
     """The suffix of a prompt's tokens as text, if the prompt that is written with it has these very
     tokens; else None."""
-    text = subject.tokenizer.decode(row[where], clean_up_tokenization_spaces=False)
+    # Behind what stands before it: Llama's decoder, among others, leaves out a text's first space.
+    before, whole = (
+        subject.tokenizer.decode(row[:end], clean_up_tokenization_spaces=False)
+        for end in (int(where[0]), int(where[-1]) + 1)
+    )
+    text = whole[len(before) :]
     again = token_ids(subject, as_dialogue(request + text))
     return text if torch.equal(again, row) else None
 

@@ -30,17 +30,26 @@ class GibberishDetector:
     """The gibberish judge on the last ``window`` characters: in a longer text the newest tokens
     would be a small part, and junk after a long readable opening would pass. Loops, which can have
     long units, are looked for in the last ``LOOPS``. What has no letter or number yet, as a rule
-    above a table, is no gibberish."""
+    above a table, is no gibberish unless it goes on for more than ``window``.
+
+    It inherits a blind spot from the judge: a text of fewer than 16 tokens is looked at for loops
+    and odd characters alone, so a salad of words that short passes, and the first tokens of a
+    longer one are shown before it is seen.
+    """
 
     judge: Gibberish
     window: int = 200
     name: str = "gibberish"
 
     def __call__(self, request: str, said: str) -> str | None:
-        # A judge of its own: the other keeps all that it ever read, which a server must not.
-        reasons = [plain_reason(tail(said, LOOPS))]
-        reasons += replace(self.judge).reasons([tail(said, self.window)])
-        return next((self.name for reason in reasons if reason not in (None, "empty")), None)
+        long, new = tail(said, LOOPS), tail(said, self.window)
+        if not any(map(str.isalnum, long)):
+            return self.name if len(said) > self.window else None
+        reasons = [plain_reason(long)]
+        if any(map(str.isalnum, new)):  # else it is within a wide rule
+            # A judge of its own: the other keeps all that it read, which a server must not.
+            reasons += replace(self.judge).reasons([new])
+        return self.name if any(reasons) else None
 
 
 @dataclass(frozen=True)
