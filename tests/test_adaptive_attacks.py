@@ -390,7 +390,9 @@ def test_the_direction_that_makes_refusals_least_likely_is_taken(subject, monkey
 def guess(subject, tmp_path_factory):
     """An adapter of the tiny model."""
     folder = tmp_path_factory.mktemp("guess")
-    recipe = SimpleNamespace(rank=4, lora_alpha=8, dropout=0.0, lora_layers=4, lora_std=0.05)
+    recipe = SimpleNamespace(
+        rank=4, lora_alpha=8, dropout=0.0, layers_with_lora=range(4), lora_std=0.05
+    )
     with adapted(subject.model, recipe, 0) as learning:
         save_adapter(learning, folder, {"recipe": {}, "seed": 0}, [], "tiny")
     return folder

@@ -45,14 +45,20 @@ def book():
 
 def test_committed_results_are_in_the_manifest_and_the_reverse(book):
     tasks = tasks_of(book, RESULTS)
-    assert [(task.path, task.why) for task in tasks if task.state != "done"] == []
+    missing = {
+        task.path for task in tasks if task.state == "missing" and task.plan and task.plan.open
+    }
+    assert [(task.path, task.why) for task in tasks if task.state != "done"] == [
+        (path, "") for path in sorted(missing, key=[task.path for task in tasks].index)
+    ]
     there = {
         path.relative_to(RESULTS).as_posix()
         for path in RESULTS.rglob("*.json")
         if path.name != "index.json"
     }
-    assert there - TYPED == {task.path for task in tasks}
-    assert progress(tasks) == f"{len(tasks)} of {len(tasks)} done, 0 missing"
+    assert there - TYPED == {task.path for task in tasks} - missing
+    done = len(tasks) - len(missing)
+    assert progress(tasks).startswith(f"{done} of {len(tasks)} done, {len(missing)} missing")
 
 
 def test_every_path_that_a_page_reads_is_in_the_manifest(book):

@@ -60,7 +60,11 @@ class FineTuning(Budgeted):
         backend_of(subject)
         depth = len(decoder_layers(subject.model))
         recipe = SimpleNamespace(
-            rank=self.rank, lora_alpha=2 * self.rank, dropout=0.0, lora_layers=depth, lora_std=0.0
+            rank=self.rank,
+            lora_alpha=2 * self.rank,
+            dropout=0.0,
+            layers_with_lora=range(depth),
+            lora_std=0.0,
         )
         with adapted(subject.model, recipe, self.seed) as learning:
             self._train(subject, learning)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xb_lite.dialogues import Dialogue, encode
 from xb_lite.hidden import batches_by_length
+from xb_lite.models import packing
 from xb_lite.models.packing import end_to_end
 
 BATCH_TOKENS = 4096
@@ -91,7 +92,9 @@ def token_logits(
     their order; arguments as in ``token_losses``."""
     before = pad(counted[:, 1:], (0, 1))  # a token is read out of the state before it
     real = batch["attention_mask"].bool()
-    shared = _shared(batch["input_ids"], real & ~before)
+    shared = 0
+    if peft_model.config._attn_implementation == packing.NAME:  # no other attends to them
+        shared = _shared(batch["input_ids"], real & ~before)
     own = real.clone()
     own[1:, :shared] = False
     read = before[own]  # of the rows laid end to end

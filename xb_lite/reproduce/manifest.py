@@ -49,6 +49,7 @@ class Plan:
         capability: quiz and passages are measured.
         restated: rows for answers that begin with the intention.
         digest: of the items, as results have it.
+        open: its results are still being made, and some may be missing.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Plan:
     capability: bool = True
     restated: bool = False
     digest: str | None = None
+    open: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
