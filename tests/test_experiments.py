@@ -5,7 +5,7 @@ import io
 import json
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -432,7 +432,7 @@ def test_a_result_says_what_was_evaluated(tmp_path, monkeypatch):
     found = read_result(evaluate_polite(plan(["harmful"], [], limit=1), tmp_path))
     assert found["setting"] == {
         **{"defense": "none", "method": "none", "changes": {}, "strength": None},
-        **{"training_seed": None, "decoding": asdict(Decoding()), "tasks": []},
+        **{"training_seed": None, "decoding": Decoding().settings(), "tasks": []},
         **{"judges": {XSTEST.name: XSTEST.source}, "precision": "the server's"},
     }
     assert found["commit"] is None or re.fullmatch("[0-9a-f]{40}[+]?", found["commit"])

@@ -27,7 +27,7 @@ from xb_lite.results.contract import (
     write_result,
 )
 from xb_lite.results.frames import find, frame, published_results, write_index
-from xb_lite.results.stats import Mean, Rate, mean, rate
+from xb_lite.results.stats import Estimate, Rate, mean, rate
 from xb_lite.results.tables import print_result
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -308,9 +308,9 @@ def test_a_failed_write_leaves_the_old_result(tmp_path, monkeypatch):
 
 def test_find_gives_the_one_row_as_a_number_with_its_interval():
     found = result([ROW, MEAN, {**ROW, "judge": "xstest", "k": 2}])
-    assert find(found, "asr", judge="service") == Rate(1, 3, ROW["low"], ROW["high"])
+    assert find(found, "asr", judge="service") == Rate(1 / 3, 3, ROW["low"], ROW["high"], 1)
     assert find(found, "asr", judge="xstest", set="harmful").k == 2
-    assert find(found, "seconds") == Mean(1.5, 2, MEAN["low"], MEAN["high"])
+    assert find(found, "seconds") == Estimate(1.5, 2, MEAN["low"], MEAN["high"])
     assert find(found, "seconds", judge=None).n == 2
     with pytest.raises(ValueError, match="2 rows for 'asr' at {}; say which set, attack, judge"):
         find(found, "asr")
