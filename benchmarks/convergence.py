@@ -443,7 +443,7 @@ def write_summary(
         path.with_name("summary.json"),
         {
             "model": {"name": subject.name, "digest": subject.digest},
-            "adapter": {"recipe": as_fields(recipe), "digest": None},
+            "adapter": {"run": {"recipe": as_fields(recipe)}, "digest": None},
             "data": {
                 "set": "harmful, boundary-safe, benign",
                 "split": "train; states of what was not trained on, and of test",

@@ -236,7 +236,7 @@ def test_a_defense_is_trained_and_evaluated_by_two_commands(tmp_path, monkeypatc
     evaluate = ["evaluate", "--adapter", "mine", "--sets", "benign", "--split", "validation"]
     assert __main__.main([*evaluate, "--limit", "1", "--max-new-tokens", "4"]) == 0
     result = read_result(tmp_path / "my_results" / "cpu" / "smollm2-135m" / "mine.json")
-    assert result["adapter"]["recipe"]["recipe"]["steps"] == 1
+    assert result["adapter"]["run"]["recipe"]["steps"] == 1
     assert len(result["adapter"]["digest"]) == 64 and result["data"]["split"] == "validation"
     log = (tmp_path / "my_results" / "cpu" / "smollm2-135m" / "mine.jsonl").read_text()
     asked = json.loads(log.splitlines()[1])["id"]
@@ -437,7 +437,7 @@ def test_a_result_says_what_was_evaluated(tmp_path, monkeypatch):
     }
     assert found["commit"] is None or re.fullmatch("[0-9a-f]{40}[+]?", found["commit"])
     recipe = as_fields(load_recipe("x-boundary-smollm2-135m", steps=300, schedule=450.0))
-    adapter = {"recipe": {"recipe": recipe, "seed": 3, "strength": 0.5}, "digest": "d"}
+    adapter = {"run": {"recipe": recipe, "seed": 3, "strength": 0.5}, "digest": "d"}
     subject = Subject("m", "m", Polite(), defense="mine", adapter=adapter)
     exact = choose_precision(exact=True)
     setting = setting_of(prompted(subject, "ia"), exact, Decoding(), [XSTEST])

@@ -392,7 +392,7 @@ def test_committed_results_say_what_was_evaluated():
         if setting is None:
             continue
         assert setting["defense"] == path.stem
-        recipe = ((result["adapter"] or {}).get("recipe") or {}).get("recipe")
+        recipe = ((result["adapter"] or {}).get("run") or {}).get("recipe")
         if recipe is None:
             assert setting["training_seed"] is None and setting["changes"] == {}
         else:

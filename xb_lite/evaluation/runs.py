@@ -40,7 +40,7 @@ def setting_of(
     ``changes`` are those of the recipe that comes with the package for the method and model;
     ``strength`` is 1 for an adapter as it was trained, None where nothing was.
     """
-    run = (subject.adapter or {}).get("recipe") or {}
+    run = (subject.adapter or {}).get("run") or {}
     recipe = run.get("recipe") or {}
     methods = [recipe.get("method") or subject.method, subject.prompt]
     return {
