@@ -181,7 +181,7 @@ def test_what_is_written_is_not_made_again(subject, dialogues, monkeypatch, tmp_
         result, "k-variance difference", set="separate less none, step 2", attack="benign 2"
     )
     assert paired.n == 9 and paired.low <= paired.value <= paired.high
-    assert result["seed"] == [0, 1] and result["adapter"]["recipe"]["steps"] == 2
+    assert result["seed"] == [0, 1] and result["adapter"]["run"]["recipe"]["steps"] == 2
 
 
 def test_runs_on_other_data_are_not_gone_on_with(subject, monkeypatch, tmp_path):

@@ -203,7 +203,7 @@ def test_log_has_no_text_of_any_request_or_reply(folder):
 
 def test_replies_lie_where_the_cache_says(folder):
     run(folder)
-    store = reply_store({"subject": SUBJECT, "decoding": vars(DECODING)})
+    store = reply_store({"subject": SUBJECT, "decoding": DECODING.settings()})
     assert store == the_reply_store(folder)
 
 

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -236,7 +236,7 @@ def test_a_defense_is_trained_and_evaluated_by_two_commands(tmp_path, monkeypatc
     evaluate = ["evaluate", "--adapter", "mine", "--sets", "benign", "--split", "validation"]
     assert __main__.main([*evaluate, "--limit", "1", "--max-new-tokens", "4"]) == 0
     result = read_result(tmp_path / "my_results" / "cpu" / "smollm2-135m" / "mine.json")
-    assert result["adapter"]["recipe"]["recipe"]["steps"] == 1
+    assert result["adapter"]["run"]["recipe"]["steps"] == 1
     assert len(result["adapter"]["digest"]) == 64 and result["data"]["split"] == "validation"
     log = (tmp_path / "my_results" / "cpu" / "smollm2-135m" / "mine.jsonl").read_text()
     asked = json.loads(log.splitlines()[1])["id"]
@@ -432,12 +432,12 @@ def test_a_result_says_what_was_evaluated(tmp_path, monkeypatch):
     found = read_result(evaluate_polite(plan(["harmful"], [], limit=1), tmp_path))
     assert found["setting"] == {
         **{"defense": "none", "method": "none", "changes": {}, "strength": None},
-        **{"training_seed": None, "decoding": asdict(Decoding()), "tasks": []},
+        **{"training_seed": None, "decoding": Decoding().settings(), "tasks": []},
         **{"judges": {XSTEST.name: XSTEST.source}, "precision": "the server's"},
     }
     assert found["commit"] is None or re.fullmatch("[0-9a-f]{40}[+]?", found["commit"])
     recipe = as_fields(load_recipe("x-boundary-smollm2-135m", steps=300, schedule=450.0))
-    adapter = {"recipe": {"recipe": recipe, "seed": 3, "strength": 0.5}, "digest": "d"}
+    adapter = {"run": {"recipe": recipe, "seed": 3, "strength": 0.5}, "digest": "d"}
     subject = Subject("m", "m", Polite(), defense="mine", adapter=adapter)
     exact = choose_precision(exact=True)
     setting = setting_of(prompted(subject, "ia"), exact, Decoding(), [XSTEST])

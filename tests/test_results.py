@@ -27,7 +27,7 @@ from xb_lite.results.contract import (
     write_result,
 )
 from xb_lite.results.frames import find, frame, pooled, published_results, write_index
-from xb_lite.results.stats import Mean, Rate, mean, rate
+from xb_lite.results.stats import Estimate, Rate, mean, rate
 from xb_lite.results.tables import print_result
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -308,9 +308,9 @@ def test_a_failed_write_leaves_the_old_result(tmp_path, monkeypatch):
 
 def test_find_gives_the_one_row_as_a_number_with_its_interval():
     found = result([ROW, MEAN, {**ROW, "judge": "xstest", "k": 2}])
-    assert find(found, "asr", judge="service") == Rate(1, 3, ROW["low"], ROW["high"])
+    assert find(found, "asr", judge="service") == Rate(1 / 3, 3, ROW["low"], ROW["high"], 1)
     assert find(found, "asr", judge="xstest", set="harmful").k == 2
-    assert find(found, "seconds") == Mean(1.5, 2, MEAN["low"], MEAN["high"])
+    assert find(found, "seconds") == Estimate(1.5, 2, MEAN["low"], MEAN["high"])
     assert find(found, "seconds", judge=None).n == 2
     with pytest.raises(ValueError, match="2 rows for 'asr' at {}; say which set, attack, judge"):
         find(found, "asr")
@@ -392,7 +392,7 @@ def test_committed_results_say_what_was_evaluated():
         if setting is None:
             continue
         assert setting["defense"] == path.stem
-        recipe = ((result["adapter"] or {}).get("recipe") or {}).get("recipe")
+        recipe = ((result["adapter"] or {}).get("run") or {}).get("recipe")
         if recipe is None:
             assert setting["training_seed"] is None and setting["changes"] == {}
         else:

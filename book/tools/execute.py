@@ -277,29 +277,28 @@ def in_a_process(*arguments):
 
 
 def side_by_side(paths, at_once, *options):
-    """``alone`` on ``at_once`` notebooks at a time; the first that fails ends the others.
+    """``alone`` on ``at_once`` notebooks at a time; after the first that fails none is begun.
 
     Each has one thread: threads of two processes that wait for each other's cores are many times
     slower than a core each.
     """
-    waiting, running = list(paths), []
+    waiting, running, status = list(paths), [], 0
     start = multiprocessing.get_context("spawn").Process
     try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
+        while running or (waiting and not status):
+            while waiting and not status and len(running) < at_once:
                 running.append(start(target=in_a_process, args=(waiting.pop(0), *options)))
                 running[-1].start()
             multiprocessing.connection.wait([child.sentinel for child in running])
             for child in [child for child in running if not child.is_alive()]:
                 running.remove(child)
-                if child.exitcode:
-                    return abs(child.exitcode)
-    finally:
+                status = status or abs(child.exitcode)
+    finally:  # Ctrl-C and the like
         for child in running:
             child.terminate()
         for child in running:
             child.join()
-    return 0
+    return status
 
 
 def end(number, _frame):

@@ -93,7 +93,7 @@ def evaluate(
             ``alone``; before anything is generated, unless the disk fills up.
     """
     _check(items, judges)
-    run = {"subject": subject, "decoding": asdict(decoding)}
+    run = {"subject": subject, "decoding": decoding.settings()}
     replies = reply_store(run)
     judged = {**run, "judges": {judge.name: judge.source for judge in judges}}
     with Log(log, judged, anew=not resume) as done:

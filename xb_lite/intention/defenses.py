@@ -130,6 +130,7 @@ def two_stage(
             before any answer is generated. And the errors of the backend.
     """
     _check(dialogues, prefill)
+    first = replace(first, stage=FIRST.stage)
     if analyst is None and isinstance(backend, LocalBackend):
         asked = [first_stage(dialogue) for dialogue in dialogues]
         return backend.reply_twice(asked, STAGE_2, first, decoding, prefill)
@@ -154,6 +155,7 @@ def analyse(
         ValueError: as in ``two_stage``. And the errors of the backend.
     """
     _check(dialogues)
+    decoding = replace(decoding, stage=FIRST.stage)
     return backend.reply([first_stage(dialogue) for dialogue in dialogues], decoding)
 
 
@@ -222,15 +224,14 @@ class _Unsaid(Reply):
 
 @dataclass(frozen=True)
 class _Listener:
-    """A backend that says all but the answers, the replies at this very ``decoding``."""
+    """A backend that says all but the answers."""
 
     backend: Backend
-    decoding: Decoding
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
     ) -> list[Reply]:
-        if decoding is not self.decoding:
+        if decoding.stage != "answer":
             return self.backend.reply(dialogues, decoding, prefill)
         return [_Unsaid("", 0, 0, True, asked=dialogue) for dialogue in dialogues]
 
@@ -247,8 +248,7 @@ def last_prompts(
     Raises:
         ValueError: as in ``two_stage``. And the errors of the backend.
     """
-    unsaid = Decoding()
-    answers = [stages[-1] for stages in defense(_Listener(backend, unsaid), dialogues, unsaid, "")]
+    answers = [stages[-1] for stages in defense(_Listener(backend), dialogues, Decoding(), "")]
     return [answer.asked if isinstance(answer, _Unsaid) else None for answer in answers]
 
 

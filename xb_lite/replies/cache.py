@@ -36,7 +36,7 @@ def ask(
     """
     for item in items:
         check_item(item)
-    run = {"subject": subject, "decoding": asdict(decoding)}
+    run = {"subject": subject, "decoding": decoding.settings()}
     with Log(reply_store(run), run, wait=True) as said:
         for item in items:
             check_row(said, item, is_reply)

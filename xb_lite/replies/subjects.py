@@ -74,7 +74,7 @@ def local_subject(
     found = None
     if adapter is not None:
         run = (read_run(adapter) or {}).get("run")
-        found = {"recipe": run, "digest": sha256_of(Path(adapter) / WEIGHTS)}
+        found = {"run": run, "digest": sha256_of(Path(adapter) / WEIGHTS)}
     backend = LocalBackend(model, tokenizer, precision=precision)
     return Subject(
         last_name(name),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from xb_lite.dialogues import Dialogue, check_dialogue
@@ -14,13 +14,15 @@ class Decoding:
     """How replies are drawn: greedy at ``temperature`` 0, else sampled from ``seed``.
 
     ``max_new_tokens`` bounds one reply, a prefill not counted. A sampled reply depends on what else
-    is asked in its batch: the same call with the same ``seed`` repeats it.
+    is asked in its batch: the same call with the same ``seed`` repeats it. ``stage`` is what of a
+    defense it is for: ``"answer"``, which the user sees, or an earlier one by its name.
     """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    stage: str = "answer"
 
     def __post_init__(self) -> None:
         numbers = (self.temperature, self.top_p)
@@ -37,6 +39,10 @@ class Decoding:
             )
         for name in ("temperature", "top_p"):  # transformers takes no whole numbers there
             object.__setattr__(self, name, float(getattr(self, name)))
+
+    def settings(self) -> dict[str, int | float]:
+        """What results and caches say of it: all but the stage, of which they hold the answer."""
+        return {name: value for name, value in asdict(self).items() if name != "stage"}
 
 
 @dataclass(frozen=True)

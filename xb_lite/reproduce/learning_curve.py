@@ -32,7 +32,7 @@ from xb_lite.hidden import hidden_states, layers_at
 from xb_lite.models.cached import DEFAULT
 from xb_lite.models.loading import last_name, load_model, model_digest, precision_of
 from xb_lite.results.contract import mean_row, provenance, write_result
-from xb_lite.results.stats import Mean, mean_of_runs
+from xb_lite.results.stats import Estimate, mean_of_runs
 from xb_lite.session import tier
 
 PAIRS = (30, 60, 120, 240, 360)
@@ -76,12 +76,11 @@ def fitted(states: States, chosen: np.ndarray | None = None) -> Plane:
     return fit_plane(np.concatenate(both), np.repeat([True, False], len(pair)))
 
 
-def auc(plane: Plane, states: States, one: str, other: str) -> Mean:
+def auc(plane: Plane, states: States, one: str, other: str) -> Estimate:
     """Of the scores of two sets, with an interval over items."""
     scores = np.concatenate([plane.scores(states[one]), plane.scores(states[other])])
     harmful = np.repeat([True, False], [len(states[one]), len(states[other])])
-    found = area(scores, harmful)
-    return Mean(found.value, len(scores), found.low, found.high)
+    return area(scores, harmful)
 
 
 def within_pairs(plane: Plane, states: States) -> float:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from xb_lite.files import own_file, write_whole
 from xb_lite.results.contract import SETTING, named, read_result
-from xb_lite.results.stats import Mean, Rate, wilson
+from xb_lite.results.stats import Estimate, Rate, rate
 
 INDEX = Path("index.json")
 FRAMED = ("metric", "set", "attack", "judge", "n", "k", "low", "high")
@@ -39,8 +39,8 @@ def published_results(folder: str) -> list[str]:
     return json.loads(published(f"{folder}/{INDEX}").read_text(encoding="utf-8"))
 
 
-def find(result: dict, metric: str, **where: str | None) -> Rate | Mean:
-    """The one row of a metric at a set, attack and judge, as a rate or mean.
+def find(result: dict, metric: str, **where: str | None) -> Estimate:
+    """The one row of a metric at a set, attack and judge; that of a count is a ``Rate``.
 
     Raises:
         ValueError: no row, or more than one, is there.
@@ -54,8 +54,8 @@ def find(result: dict, metric: str, **where: str | None) -> Rate | Mean:
         )
     row = rows[0]
     if "k" in row:
-        return Rate(row["k"], row["n"], row["low"], row["high"])
-    return Mean(row["mean"], row["n"], row["low"], row["high"])
+        return Rate(row["k"] / row["n"], row["n"], row["low"], row["high"], row["k"])
+    return Estimate(row["mean"], row["n"], row["low"], row["high"])
 
 
 def frame(folder: str | os.PathLike[str]) -> pd.DataFrame:
@@ -135,5 +135,4 @@ def pooled(
             f"{metric} of {', '.join(sets)} under {attack} by {judge}: {len(chosen)} rows, not one "
             "for each set; pass the rows of one file."
         )
-    k, n = int(chosen["k"].sum()), int(chosen["n"].sum())
-    return Rate(k, n, *wilson(k, n))
+    return rate(int(chosen["k"].sum()), int(chosen["n"].sum()))

@@ -53,20 +53,18 @@ class LocalModel:
                 "messages",
                 "context_length_exceeded",
             )
-        options = {"asked": asked, "tell": tell, "precision": self.precision}
-        return _LocalRequest(self.model, self.tokenizer, **options)
+        return _LocalRequest(self.model, self.tokenizer, tell=tell, precision=self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _LocalRequest(LocalBackend):
-    asked: Asked
     tell: Tell | None
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
     ) -> list[Reply]:
         self._check_length(dialogues, decoding.max_new_tokens)
-        silent = 0 if decoding is self.asked.decoding else 1
+        silent = 0 if decoding.stage == "answer" else 1
         return self._telling(silent).reply(dialogues, decoding, prefill)
 
     def reply_twice(
