@@ -55,7 +55,7 @@ def evaluating(model, tokenizer, folder: Path) -> None:
 
 
 def training(model, tokenizer, folder: Path) -> None:
-    recipe = tiny_recipe(steps=24, dropout=0.1, lora_std=0.1)
+    recipe = tiny_recipe(steps=12, dropout=0.1, lora_std=0.1)
     train(recipe, model, tokenizer, tiny_sets(), folder / "adapter", EXACT)
 
 
@@ -138,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, help="of each kind (default: 50)")
     parser.add_argument("--rounds", type=int, default=10, help="that they are shared by, about")
+    parser.add_argument("--only", choices=("evaluating", "training"), help="default: both")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -151,6 +152,8 @@ def main() -> None:
     }
     differences = 0
     for run, model in models.items():
+        if args.only not in (None, run.__name__):
+            continue
         draw = random.Random(f"{args.seed} {run.__name__}")
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as root:

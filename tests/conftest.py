@@ -7,9 +7,11 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# The same examples on every CI run; new ones whenever a person runs the tests.
-settings.register_profile("ci", derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+# The same examples on every CI run; new ones whenever a person runs the tests, and what fails then
+# is printed as a line that repeats it (@reproduce_failure), to be kept as an @example.
+settings.register_profile("ci", derandomize=True, print_blob=True)
+settings.register_profile("here", print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 # A shell lets what it runs in the background ignore Ctrl-C; here it is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)

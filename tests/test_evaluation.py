@@ -514,7 +514,7 @@ ODD = (
     )
     | st.lists(st.none() | st.integers(), max_size=2)
 )
-FIELDS = [name for name in Item.__dataclass_fields__ if name != "prefill"]
+FIELDS = [name for name in Item.__dataclass_fields__ if name not in ("prefill", "context")]
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -533,6 +533,8 @@ FIELDS = [name for name in Item.__dataclass_fields__ if name != "prefill"]
                 replace(direct(0), prefill=None),
                 replace(direct(0), prefill=" "),
                 replace(direct(0), prefill=["Sure"]),
+                replace(direct(0), context=None),
+                replace(direct(0), context=" "),
             ]
         ),
         min_size=1,

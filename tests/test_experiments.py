@@ -111,7 +111,7 @@ def test_a_spread_is_even_and_in_order(count, limit):
         (["--sets", "nonsense"], "there is no set 'nonsense'"),
         (["--attacks", "nonsense"], "there is no attack 'nonsense'"),
         (["--limit", "0"], "the limit is 0"),
-        (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be a whole number of at least 1"),
         (["a-model", "--server", "nonsense"], "base_url must look like"),
         (["--server", "http://127.0.0.1:1/v1"], "name one of them"),
         (["no/such/model/anywhere"], "neither"),

@@ -120,7 +120,7 @@ class Budget:
 
     def _demand(self, field: str, holds: object, must: str) -> None:
         if not holds:
-            raise RecipeError(f"{field} is {getattr(self, field)!r}; it must be {must}.")
+            raise RecipeError(f"{field} is {getattr(self, field)!r:.200}; it must be {must}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,13 +339,15 @@ def load_recipe(name: str | os.PathLike[str], /, **changes: object) -> Recipe | 
     kind = METHODS.get(str(values.get("method")))
     if kind is None:
         raise RecipeError(
-            f"method of recipe {name} is {values.get('method')!r}; it must be one of "
+            f"method of recipe {name} is {values.get('method')!r:.60}; it must be one of "
             f"{', '.join(METHODS)}."
         )
     known = {field.name for field in fields(kind)}
     if wrong := known ^ values.keys():
         listed = ", ".join(
-            f"{field} ({'missing' if field in known else 'unknown'})" for field in sorted(wrong)
+            # On one line, whatever is in it.
+            f"{repr(field)[1:-1]:.60} ({'missing' if field in known else 'unknown'})"
+            for field in sorted(wrong)
         )
         raise RecipeError(f"recipe {name} has wrong fields: {listed}.")
     return kind(**values)

@@ -65,8 +65,9 @@ def check_item(item: Item) -> None:
     turns = item.turns if isinstance(item.turns, tuple | list) else ()
     if not turns or not all(map(is_text, turns)):
         raise ValueError(f"item {item.id!r} has no turn, or one that is not a text.")
-    if item.prefill != "" and not is_text(item.prefill):
-        raise ValueError(f"item {item.id!r} has a prefill that is no text.")
+    for name in ("prefill", "context"):
+        if getattr(item, name) != "" and not is_text(getattr(item, name)):
+            raise ValueError(f"item {item.id!r} has a {name} that is no text.")
 
 
 def is_text(value: object) -> bool:
