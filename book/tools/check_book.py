@@ -187,6 +187,9 @@ def visit(tab, origin, page, theme, width, axe, shots):
     if too_wide:
         page.faults.append(f"{at}: {too_wide}")
     page.faults += [f"{at}: picture without alt text: {src}" for src in tab.evaluate(BARE_PICTURES)]
+    if shots:
+        name = page.name.removesuffix(".html").replace("/", "-")
+        tab.screenshot(path=shots / f"{name}-{theme}-{width}.png", full_page=True)
     page.faults += [f"{at}: {fault}" for fault in question_faults(tab)]
     # preload: axe would fetch style sheets again, some from addresses that no reader asks for.
     options = {"resultTypes": ["violations"], "preload": False}
@@ -199,9 +202,6 @@ def visit(tab, origin, page, theme, width, axe, shots):
             where = "; ".join(str(node["target"][0]) for node in violation["nodes"][:3])
             kind = f"{violation['id']} ({violation['impact']}"
             page.faults.append(f"{at}: {kind}, {len(violation['nodes'])} places): {where}")
-    if shots:
-        name = page.name.removesuffix(".html").replace("/", "-")
-        tab.screenshot(path=shots / f"{name}-{theme}-{width}.png", full_page=True)
 
 
 def look(origin, names, browser_path, shots, theme, width):

@@ -12,6 +12,9 @@ import numpy as np
 from scipy.stats import binomtest, norm, t
 
 
+Z = float(norm.ppf(0.975))  # of a 95 % interval
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number from ``n`` items or runs, with its 95 % interval from ``low`` to ``high``.
@@ -80,9 +83,8 @@ def rate(outcomes: Sequence[bool] | int, n: int | None = None) -> Rate:
 
 def wilson(k: int, n: int) -> tuple[float, float]:
     """The interval of ``rate``, of counts alone."""
-    z = float(norm.ppf(0.975))
-    scale, middle = 1 + z * z / n, k / n + z * z / (2 * n)
-    half = z * (k / n * (1 - k / n) / n + z * z / (4 * n * n)) ** 0.5
+    scale, middle = 1 + Z * Z / n, k / n + Z * Z / (2 * n)
+    half = Z * (k / n * (1 - k / n) / n + Z * Z / (4 * n * n)) ** 0.5
     return (middle - half) / scale, (middle + half) / scale
 
 
@@ -143,7 +145,7 @@ def mean_gain(gains: Sequence[float]) -> Estimate:
     """
     gain = _finite(gains)
     more = np.append(gain, [1, -1])
-    half = norm.ppf(0.975) * more.std() / more.size**0.5
+    half = Z * more.std() / more.size**0.5
     low, high = np.clip([more.mean() - half, more.mean() + half], -1, 1)
     return Estimate(float(gain.mean()), gain.size, float(low), float(high))
 
