@@ -60,11 +60,10 @@ class Defended:
         """The backend's, on what the defense would ask it for these; errors as there."""
         if not hasattr(self.backend, "check"):
             return
-        last = Decoding()
-        rehearsal = _Rehearsal(last)
-        self.defense(rehearsal, dialogues, last, prefill)
+        rehearsal = _Rehearsal()
+        self.defense(rehearsal, dialogues, Decoding(), prefill)
         for asked, so_far, decoding, begun in rehearsal.asked:
-            most = room if decoding is last else decoding.max_new_tokens
+            most = room if decoding.stage == "answer" else decoding.max_new_tokens
             self.backend.check(asked, so_far + most, begun)
 
     def reply(
@@ -202,9 +201,8 @@ def input_check(
 @dataclass(frozen=True)
 class _Rehearsal:
     """A backend that says nothing, and keeps what it was asked: dialogues, tokens that may have
-    been said for them before, decoding and prefill. Replies at ``last`` are the answers."""
+    been said for them before, decoding and prefill."""
 
-    last: Decoding
     asked: list[tuple[Sequence[Dialogue], int, Decoding, str]] = field(default_factory=list)
 
     def reply(
