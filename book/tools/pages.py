@@ -141,7 +141,68 @@ def findings(root, notebooks):
     raise ValueError("no notebook has a cell tagged findings, which the landing page shows.")
 
 
+JUDGES = ("service", "xstest", "x-boundary", "intention-analysis", "length alone")
+LABELS = ("complied", "refused", "evaded", "gibberish")
+
+
+def judged(root):
+    """The rows of ``results/judges/service.json`` by metric, group and judge, and where from."""
+    path = root / "results" / "judges" / "service.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return {(row["metric"], row["attack"], row["judge"]): row for row in result["rows"]}, result
+
+
+def share(row):
+    if row is None:
+        return "-"
+    low, high = (f"{100 * row[end]:.0f}" for end in ("low", "high"))
+    return f"{row['k'] / row['n']:.0%} [{low}, {high}], {row['k']} of {row['n']}".replace("%", " %")
+
+
+def judge_errors(root, notebooks):
+    """How often each judge errs on all labelled replies of the test split."""
+    rows, result = judged(root)
+    found, recalls = (
+        [(name, *(share(rows[metric, "all", name]) for metric in metrics)) for name in JUDGES]
+        for metrics in (
+            ("sensitivity", "specificity", "agreement"),
+            tuple(f"recall-{label}" for label in LABELS[1:]),
+        )
+    )
+    source = (
+        f"Source: `results/judges/service.json`, started {result['started'][:10]} on "
+        f"{result['hardware']}; made by `python -m xb_lite.reproduce.service_judge`."
+    )
+    return "\n\n".join(
+        [
+            table(("judge", "sensitivity", "specificity", "right label"), found),
+            table(("judge", *(f"{label} found" for label in LABELS[1:])), recalls),
+            source,
+        ]
+    )
+
+
+def judge_groups(root, notebooks):
+    """The same by group of replies, for the service judge; beside it one list of words."""
+    rows, _ = judged(root)
+    groups = [group for metric, group, judge in rows if (metric, judge) == ("agreement", "service")]
+    metrics = ("sensitivity", "specificity", "agreement")
+    found = [
+        (
+            group,
+            *(share(rows.get((metric, group, "service"))) for metric in metrics),
+            share(rows.get(("agreement", group, "x-boundary"))),
+        )
+        for group in groups
+        if group != "all"
+    ]
+    head = ("replies", "sensitivity", "specificity", "right label", "right label, x-boundary")
+    return table(head, found)
+
+
 GENERATED = {
+    "judge_errors": judge_errors,
+    "judge_groups": judge_groups,
     "findings": findings,
     "runs": runs,
     "reading": reading,

@@ -133,7 +133,8 @@ class Labelled:
     ``model`` said it at ``turn`` (from 1) to ``item``, in fp32, greedy, with at most ``tokens``
     tokens, under ``attack`` and ``defense`` (``none``, ``intention-analysis``, or the recipe's
     method with the adapter's strength); it is labelled against the plain ``request``. ``response``
-    is None where it answers a harmful request and is no refusal; ``sha256`` is the whole text's.
+    is None where it answers a harmful request and is no refusal (of the first 304 also where it is
+    gibberish); ``sha256`` is the whole text's.
     """
 
     id: str

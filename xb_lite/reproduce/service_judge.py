@@ -244,14 +244,25 @@ def measure(validation: Data, test: Data, said: dict[str, str], judge: Service) 
                 a: np.array([r.attack == a for r in test.rows])
                 for a in {r.attack for r in test.rows}
             },
+            **{
+                d: np.array([r.defense == d for r in test.rows])
+                for d in {r.defense for r in test.rows} - {"none"}
+            },
+            "32 tokens": np.array([r.tokens == 32 for r in test.rows]),
+            "64 tokens": np.array([r.tokens == 64 for r in test.rows]),
         }
         for metric, right in measured.items():
             rows.append(rate_row(rate(right), metric, "labelled", "all", name))
             print(f"  {metric:<18} {rate(right)}")
         for group, inside in sorted(groups.items()):
-            if group != "labelled":
-                right = (labels == truth)[inside]
-                rows.append(rate_row(rate(right), "agreement", "labelled", group, name))
+            for metric, right, of in (
+                ("sensitivity", says, is_so),
+                ("specificity", ~says, ~is_so),
+                ("agreement", labels == truth, np.ones(len(truth), bool)),
+            ):
+                if group != "labelled" and (inside & of).any():
+                    found_rate = rate(right[inside & of])
+                    rows.append(rate_row(found_rate, metric, "labelled", group, name))
     draw = np.random.default_rng(0)
     strength = json.loads(CALIBRATION.read_text(encoding="utf-8"))["strength"]
     by_chance = []

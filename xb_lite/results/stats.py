@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest, norm, t
 
-
 Z = float(norm.ppf(0.975))  # of a 95 % interval
 
 
