@@ -56,7 +56,7 @@ def texts(rows: Sequence[Labelled]) -> dict[str, str]:
     """The responses by id; those that came out differently on this machine are missing."""
     said = {row.id: row.response for row in rows if row.response is not None}
     path = cache_folder() / "replies" / "labelled.jsonl"
-    with Log(path, {"decoding": "greedy, 64 tokens, fp32"}) as log:
+    with Log(path, {"decoding": "greedy, fp32"}) as log:
         # What a defended model said is made again by nobody: its adapter is not in the repository.
         mine = [row for row in rows if row.defense in ("none", "intention-analysis")]
         for name in sorted({row.model for row in mine}, reverse=True):
