@@ -1,6 +1,7 @@
 """Commands of the book: fetch a model, train a defense, evaluate it, serve it, make all results.
 
 python -m xb_lite fetch      have a model on this machine before it is needed
+python -m xb_lite estimate   say what a recipe takes, before anything is fetched
 python -m xb_lite train      train a defense by a recipe
 python -m xb_lite scale      turn a trained defense down, or up
 python -m xb_lite evaluate   ask a model everything, judge it, and keep the result
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 from xb_lite.corpora import SPLITS
 from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model
 from xb_lite.models.wheels import FetchError
+from xb_lite.scaling.command import add_estimate
 
 if TYPE_CHECKING:
     from xb_lite.serve.upstreams import Upstream
@@ -106,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "model", nargs="?", default=DEFAULT, choices=sorted(SPECS), help=f"default: {DEFAULT}"
     )
     fetch.set_defaults(run=_fetch)
+    add_estimate(commands)
     train = commands.add_parser(
         "train",
         help="a defense, by a recipe",
@@ -240,11 +243,13 @@ def _fetch(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from xb_lite.recipes import load_recipe, parse_change
+    from xb_lite.scaling.command import before_fetching
     from xb_lite.training.defense import adapter_folder, train_defense
 
     changes = dict(map(parse_change, args.changes))
     recipe = load_recipe(args.recipe, **changes)
     into = args.into or adapter_folder(args.recipe, args.seed, changes)
+    print(before_fetching(recipe), flush=True)
     trained = train_defense(recipe, into, seed=args.seed, resume=args.resume)
     last = ", ".join(f"{k} {v:.3g}" for k, v in trained.curve[-1].items())
     print(f"{trained.folder}\n{last}")
