@@ -126,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
         dest="changes",
         help="other values for fields of the recipe",
     )
+    train.add_argument(
+        "--data",
+        **several,
+        metavar="WHAT",
+        help="official: the published files, fetched, put together as the official code does; "
+        "behind it NAME=FILE for copies of your own, and its options (OPTION=VALUE)",
+    )
     train.add_argument("--into", metavar="FOLDER", help="default: adapters in the cache folder")
     resumable = {"action": argparse.BooleanOptionalAction, "default": True}
     train.add_argument("--resume", **resumable, help="--no-resume begins anew")
@@ -245,12 +252,19 @@ def _train(args: argparse.Namespace) -> None:
     from xb_lite.recipes import load_recipe, parse_change
     from xb_lite.scaling.command import before_fetching
     from xb_lite.training.defense import adapter_folder, train_defense
+    from xb_lite.training.official import official_sets, parse_official
 
     changes = dict(map(parse_change, args.changes))
     recipe = load_recipe(args.recipe, **changes)
+    sets = None
+    if args.data:
+        options, files = parse_official(args.data)
+        changes["data"] = "+".join(e for e in args.data if e.partition("=")[0] not in files)
     into = args.into or adapter_folder(args.recipe, args.seed, changes)
     print(before_fetching(recipe), flush=True)
-    trained = train_defense(recipe, into, seed=args.seed, resume=args.resume)
+    if args.data:
+        sets = official_sets(options, files)
+    trained = train_defense(recipe, into, seed=args.seed, resume=args.resume, sets=sets)
     last = ", ".join(f"{k} {v:.3g}" for k, v in trained.curve[-1].items())
     print(f"{trained.folder}\n{last}")
 

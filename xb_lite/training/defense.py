@@ -15,6 +15,7 @@ from xb_lite.replies.subjects import local_subject
 from xb_lite.replies.types import Decoding
 from xb_lite.training.checks import check_fit, check_place
 from xb_lite.training.lora import check_same
+from xb_lite.training.official import OfficialSets
 from xb_lite.training.run import Trained, identity, train
 from xb_lite.training.sets import Sets, reference_sets
 
@@ -26,12 +27,12 @@ def train_defense(
     seed: int = 0,
     on_step: Callable[[dict[str, float]], None] | None = None,
     resume: bool = True,
-    sets: Sets | None = None,
+    sets: Sets | OfficialSets | None = None,
 ) -> Trained:
     """Train by a recipe on the book's own prompts, answered by the recipe's model.
 
-    With ``sets``, from ``reference_sets`` of that model, on those. Other args and errors as in
-    ``train``, and those of ``load_model`` and ``reference_sets``.
+    With ``sets``, from ``reference_sets`` of that model or ``official_sets``, on those. Other args
+    and errors as in ``train``, and those of ``load_model`` and ``reference_sets``.
     """
     exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)
     # All that can be known is checked before minutes of asking.
