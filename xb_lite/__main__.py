@@ -282,6 +282,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from xb_lite.intention.defenses import defense_named, prompted
     from xb_lite.judges.named import OWN_JUDGES, judge_models, judges_named
     from xb_lite.models.loading import precision_of
+    from xb_lite.replies.shares import join_processes
     from xb_lite.replies.subjects import local_subject, remote_subject
     from xb_lite.replies.types import Decoding
     from xb_lite.results.tables import print_result
@@ -296,6 +297,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     decoding = Decoding(args.max_new_tokens)
     name = args.model or DEFAULT
     precision = precision_of(name, exact=True)
+    join_processes(cpu=precision.device == "cpu")
     print(f"{len(items)} items" + ("" if args.server else f", {precision}"))
     if args.defense:
         defense_named(args.defense)  # before a model is loaded
@@ -328,7 +330,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         judged_by=judges_named(*judged_by) if args.judges else None,
         resume=args.resume,
     )
-    print_result(path)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print_result(path)
 
 
 def _serve(args: argparse.Namespace) -> None:

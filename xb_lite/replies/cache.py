@@ -67,7 +67,7 @@ def is_text(value: object) -> bool:
 
 def ask_into(backend: Backend, items: Sequence[Item], decoding: Decoding, said: Log) -> None:
     with tqdm(total=len(items), desc="asking", delay=2, leave=False) as bar:
-        for batch in _batches(items):
+        for batch in batches(items):
             if left := [item for item in batch if item.id not in said.rows]:
                 began = time.perf_counter()
                 replies = _replies(backend, left, decoding)
@@ -80,7 +80,7 @@ def ask_into(backend: Backend, items: Sequence[Item], decoding: Decoding, said: 
             bar.update(len(batch))
 
 
-def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+def batches(items: Sequence[Item]) -> Iterator[list[Item]]:
     """Items that can be asked together, similar lengths side by side; the same ones every time."""
     by_way: dict[tuple[int, str], list[Item]] = {}
     for item in items:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from xb_lite.recipes import load_recipe, parse_change, recipe_names
+from xb_lite.recipes import Budget, load_recipe, parse_change, recipe_names
 from xb_lite.scaling.cards import CARDS
-from xb_lite.scaling.estimates import estimate_table
+from xb_lite.scaling.estimates import BOOK_MEAN, estimate_table
 from xb_lite.scaling.shapes import ShapeError, shape_of
+
+OFFICIAL_TOKENS = 1024  # of a published recipe's items, at most
 
 
 def add_estimate(commands: argparse._SubParsersAction) -> None:
@@ -15,8 +17,9 @@ def add_estimate(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "estimate",
         help="memory, time and disk of a recipe, before anything is fetched",
-        description="From the recipe and the model's config alone. Memory is the upper end, with "
-        "all items as long as the recipe allows, unless --tokens says how long they are.",
+        description="From the recipe and the model's config alone. Memory is the upper end, with a "
+        "pass of items as long as the recipe allows, unless --tokens says how long they are; time "
+        "is of items as long as the book's own are on average, or the official ones at most.",
     )
     parser.listed = lambda: {"recipes": recipe_names(), "cards": CARDS}
     parser.add_argument("recipe", help="a name, or a JSON file")
@@ -46,15 +49,26 @@ def _estimate(args: argparse.Namespace) -> None:
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1.")
     cards = [CARDS[name] for name in args.cards or CARDS]
-    how = {"tokens": args.tokens, "processes": args.processes, "sharded": args.sharded}
+    how = {
+        "tokens": args.tokens,
+        "mean": _mean(recipe, args.tokens),
+        "processes": args.processes,
+        "sharded": args.sharded,
+    }
     print(estimate_table(recipe, shape_of(recipe.model), cards, **how))
 
 
-def before_fetching(recipe) -> str:
+def _mean(recipe: Budget, tokens: int | None = None) -> int | None:
+    """Tokens of an item on average: of the book's own data, unless the recipe is for longer."""
+    return None if tokens or recipe.max_tokens >= OFFICIAL_TOKENS else BOOK_MEAN
+
+
+def before_fetching(recipe: Budget) -> str:
     """One line for those who are about to train: memory at most, and what will be fetched."""
     try:
         shape = shape_of(recipe.model)
     except ShapeError as error:
         return f"no estimate of memory: {error}"
-    found = estimate_table(recipe, shape, [CARDS["cpu"], CARDS["a100-80gb"]]).splitlines()
+    cards = [CARDS["cpu"], CARDS["a100-80gb"]]
+    found = estimate_table(recipe, shape, cards, mean=_mean(recipe)).splitlines()
     return "\n".join(["at most, as `xb-lite estimate` says in full:", *found[1:4], found[-1]])

@@ -20,6 +20,7 @@ BASE = {True: 0.58e9, False: 0.8e9}  # bytes of a process without a model, by wh
 HELD = {True: 1.22, False: 1.1}  # what an allocator holds by what is in use, likewise
 STATE = 20  # bytes of an adapter's parameter: itself, gradient, two moments, the last good value
 FP32 = 4
+BOOK_MEAN = 110  # tokens of an item of the book's own data
 SHORT = 384  # tokens up to which attention on a CPU is in fp32 (models.packing)
 
 
@@ -70,6 +71,7 @@ def estimate(
     card: Card = CARDS["cpu"],
     *,
     tokens: int | None = None,
+    mean: int | None = None,
     items: int | None = None,
     processes: int = 1,
     sharded: bool = False,
@@ -77,8 +79,9 @@ def estimate(
     """What a recipe takes on a card, before anything is fetched.
 
     Args:
-        tokens: of an item; the recipe's most if not given, which is the upper end: of the book's
-            own data they are about 110.
+        tokens: of the longest items; the recipe's most if not given, which is the upper end.
+        mean: tokens of an item on average, by which time and kept states go; ``tokens`` if not
+            given. Of the book's own data they are about ``BOOK_MEAN``.
         items: different ones whose reference states are kept; all that are drawn if not given.
         processes: a card each.
         sharded: the model's weights are shared by them (ZeRO-3, FSDP).
@@ -94,6 +97,7 @@ def estimate(
     """
     recipe.check_model(shape.num_hidden_layers)
     tokens = min(tokens or recipe.max_tokens, recipe.max_tokens)
+    mean = min(mean or tokens, tokens)
     weight, product = card.formats(shape.parameters)
     drawn = recipe.steps * recipe.pairs
     defense = isinstance(recipe, Recipe)
@@ -113,15 +117,15 @@ def estimate(
 
     kept = 0.0
     if defense and recipe.reference == "cache":
-        each = min(drawn, items or drawn) * tokens * FP32 * shape.hidden_size
+        each = min(drawn, items or drawn) * mean * FP32 * shape.hidden_size
         kept = each * (layers + len(recipe.target_layers))
 
     passes = 2 + recipe.gradient_checkpointing
     if defense:  # kept states are computed once an item
         again = 1.0 if recipe.reference == "adapter-off" else min(1.0, (items or drawn) / drawn)
         passes += again
-    in_step = 2 * recipe.pairs * tokens
-    attention = 2 * shape.query * tokens * layers  # causal: half of all pairs of tokens
+    in_step = 2 * recipe.pairs * mean
+    attention = 2 * shape.query * mean * layers  # causal: half of all pairs of tokens
     operations = passes * in_step * (2 * in_layers + attention)
     speed = 1e12 * (card.single if product == FP32 else card.half) * card.share
     step = operations / processes / speed
