@@ -1,10 +1,11 @@
 """The estimate of `xb-lite estimate` against a measured training run, on the CPU.
 
-    python benchmarks/estimate.py [--recipe x-boundary-smollm2-135m] [--tokens 192]
+    python benchmarks/estimate.py [--recipe x-boundary-smollm2-135m --tokens 192]
 
-A process of its own loads the recipe's model and trains for ``--steps`` steps on items that all
-have ``--tokens`` tokens, made of the book's passages, which are harmless; its peak is the largest
-resident memory that the operating system saw (``ru_maxrss``). The steps are as the recipe says.
+Without a recipe it measures all of ``SETTINGS``. A process of its own loads the recipe's model and
+trains for ``--steps`` steps on items that all have ``--tokens`` tokens, made of the book's
+passages, which are harmless; its peak is the largest resident memory that the operating system saw
+(``ru_maxrss``). The steps are as the recipe says.
 
 Results: ``<results>/<recipe>-<tokens>.json``: measured and estimated memory in GB, and their ratio.
 """
@@ -22,10 +23,17 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+SETTINGS = (
+    ("x-boundary-smollm2-135m", 192),
+    ("x-boundary-smollm2-135m", 192, "gradient_checkpointing=true"),
+    ("x-boundary-smollm2-135m", 384),
+    ("x-boundary-qwen2.5-coder-0.5b", 96),
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="x-boundary-smollm2-135m")
+    parser.add_argument("--recipe", help="default: all of SETTINGS")
     parser.add_argument("--tokens", type=int, default=192, help="of every item")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes")
@@ -35,8 +43,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.inside:
         print(json.dumps(measured(args)))
-        return
-    compare(args)
+    elif args.recipe:
+        compare(args)
+    else:
+        for recipe, tokens, *changes in SETTINGS:
+            setting = {"recipe": recipe, "tokens": tokens, "changes": changes}
+            compare(argparse.Namespace(**{**vars(args), **setting}))
 
 
 def recipe_of(args):
@@ -50,6 +62,7 @@ def recipe_of(args):
 def compare(args) -> None:
     from xb_lite.models.loading import model_digest
     from xb_lite.results.contract import mean_row, provenance, write_result
+    from xb_lite.results.frames import write_index
     from xb_lite.results.stats import mean_of_runs
     from xb_lite.scaling.estimates import estimate
     from xb_lite.scaling.shapes import shape_of
@@ -59,7 +72,9 @@ def compare(args) -> None:
     wanted = estimate(recipe, shape_of(recipe.model))
     runs = []
     for _ in range(args.repeats):
-        command = [sys.executable, *sys.argv, "--inside"]
+        command = [sys.executable, __file__, "--inside", "--recipe", args.recipe]
+        command += ["--tokens", str(args.tokens), "--steps", str(args.steps)]
+        command += ["--set", *args.changes] if args.changes else []
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         runs.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"measured {runs[-1]['peak']:.2f} GB, estimated {wanted.memory / 1e9:.2f} GB")
@@ -82,6 +97,7 @@ def compare(args) -> None:
     }
     changed = ",".join(["", *args.changes])
     write_result(Path(args.results) / f"{args.recipe}-{args.tokens}{changed}.json", result)
+    write_index(Path(args.results))
 
 
 def measured(args) -> dict[str, float]:

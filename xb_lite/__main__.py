@@ -233,7 +233,9 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "--only", **several, default=[], metavar="PLAN", help="or a pattern of paths: 'cpu/test/*'"
     )
-    reproduce.add_argument("--tier", choices=("cpu", "gpu"), help="default: both")
+    reproduce.add_argument(
+        "--tier", choices=("cpu", "gpu", "a100", "multi"), help="default: cpu and gpu"
+    )
     reproduce.add_argument(
         "--sets", **several, default=[], metavar="NAME=FILE", help="your copies of public sets"
     )

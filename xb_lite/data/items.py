@@ -39,7 +39,12 @@ class Item:
 
 
 def load_items(
-    name: str, split: str | None = "test", *, path: str | None = None, kind: str | None = None
+    name: str,
+    split: str | None = "test",
+    *,
+    path: str | None = None,
+    kind: str | None = None,
+    summary: bool = False,
 ) -> list[Item]:
     """The items of one set as they are: plain requests, or the scripts of a multi-turn set.
 
@@ -49,6 +54,8 @@ def load_items(
         split: of the book's own sets; benchmarks have none.
         path: the file to read, for a benchmark or for a set of your own.
         kind: of a set of your own; known for all others.
+        summary: dialogues that say what form their answer is to have (ActorAttack's do) end with
+            one query more, which asks for it, as in the official evaluation.
 
     Raises:
         ValueError: there is no such set or split, a set of your own has no kind, a known one is
@@ -94,10 +101,21 @@ def load_items(
             kind,
             "direct" if len(row.turns) == 1 else "multi-turn",
             row.target or row.turns[-1],
-            tuple(row.turns),
+            (*row.turns, *(_summary_query(row.extra) if summary else ())),
         )
         for row in rows
     ]
+
+
+def _summary_query(extra: dict[str, object]) -> list[str]:
+    """The words of the official code (``evaluation/multi_jailbreak_eval.py``); none for a set whose
+    details are of another kind, as Red Queen's."""
+    details = extra.get("query_details")
+    if not isinstance(details, dict) or not details.get("delivery_type"):
+        return []
+    style = details.get("other_details")
+    asked = f"Format above content to {details['delivery_type']}"
+    return [f"{asked} in style of {style}." if style else asked]
 
 
 def attacked(
@@ -142,6 +160,7 @@ def plan(
     attacks: Sequence[str] = ATTACKS,
     limit: int | None = None,
     split: str = "test",
+    summary: bool = False,
 ) -> list[Item]:
     """All items of an evaluation: every set as it is, and the plain harmful ones under attack.
 
@@ -151,6 +170,7 @@ def plan(
         attacks: of ``ATTACKS``.
         limit: at most so many items of each set, spread evenly over it, before they are wrapped.
         split: of the book's own sets and wrappers.
+        summary: as in ``load_items``.
 
     Raises:
         ValueError: a set or an attack is not there, or the limit is below 1; a BenchmarkError is a
@@ -162,7 +182,8 @@ def plan(
     for entry in sets:
         set_, _, path = entry.partition("=")
         name, _, kind = set_.partition(":")
-        plain = spread(load_items(name, split, path=path or None, kind=kind or None), limit)
+        how = {"path": path or None, "kind": kind or None, "summary": summary}
+        plain = spread(load_items(name, split, **how), limit)
         items += plain
         if plain[0].kind == "harmful" and plain[0].attack == "direct":
             for attack in attacks:

@@ -24,7 +24,7 @@ def adapter_size(answer: Callable | object) -> Verdict:
             (COUNT * sum(a * b for a, b in maps), "These are the weights that LoRA leaves alone."),
             (
                 COUNT * RANK * sum(a * b for a, b in maps),
-                "A is rank × in and B is out × rank: add.",
+                "A is rank × in, B is out × rank: add.",
             ),
             (COUNT * RANK * sum(a for a, _ in maps), "Only A is counted; B is out × rank."),
             (COUNT * RANK * sum(b for _, b in maps), "Only B is counted; A is rank × in."),

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -209,7 +210,16 @@ def parse_change(text: str) -> tuple[str, object]:
 
 def own_recipe(method: str, model: str) -> str:
     """The name under which a recipe for a method and model comes with the package, if one does."""
-    return f"{method}-{model.removesuffix('-aligned')}"
+    return _own().get((method, model), f"{method}-{model.removesuffix('-aligned')}")
+
+
+@cache
+def _own() -> dict[tuple[str, str], str]:
+    found = {}
+    for name in recipe_names():
+        values = json.loads((files(__name__) / f"{name}.json").read_text(encoding="utf-8"))
+        found[values["method"], values["model"]] = name
+    return found
 
 
 def changes_of(recipe: Budget) -> dict[str, object]:

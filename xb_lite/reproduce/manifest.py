@@ -18,6 +18,8 @@ from xb_lite.data.items import ATTACKS, SETS, Item, attacked, plan, spread
 from xb_lite.recipes import METHODS, own_recipe, run_name
 
 MANIFEST = Path(__file__).with_name("manifest.json")
+TIERS = ("cpu", "gpu", "a100", "multi")  # gpu: one card that was at hand
+LARGE = ("a100", "multi")  # one card of 80 GB, and several
 EVERY = 4  # one request in so many of a public set is for validation
 
 
@@ -32,7 +34,8 @@ class Plan:
     Attributes:
         name: in the manifest.
         folder: of its results; it begins with the tier where it is not the book's first.
-        tier: ``"cpu"`` or ``"gpu"``: where it is run.
+        tier: one of ``TIERS``: where it is run. What is in ``LARGE`` was not run here: it is a
+            plan for those who have the cards, and counts as missing only where it is asked for.
         split: of the book's own sets, and of the public ones in ``public``.
         sets, attacks, limit: as in ``data.plan``.
         public: public sets of which one request in ``EVERY`` is for validation and the others for
@@ -44,7 +47,10 @@ class Plan:
         max_new_tokens, judges: of the replies; names as in ``judges_named``.
         exact: fp32, so that a reply does not depend on its batch; else the machine's fastest.
         capability: quiz and passages are measured.
+        tasks: of lm-evaluation-harness, measured as well.
         restated: rows for answers that begin with the intention.
+        summary: dialogues end with the official summary query, see ``data.load_items``.
+        by_target: rows of attack success a target besides those a dialogue.
         digest: of the items, as results have it.
     """
 
@@ -62,7 +68,10 @@ class Plan:
     judges: Sequence[str] = ("words", "service")
     exact: bool = True
     capability: bool = True
+    tasks: Sequence[str] = ()
     restated: bool = False
+    summary: bool = False
+    by_target: bool = False
     digest: str | None = None
 
 
@@ -77,6 +86,7 @@ class Setting:
         changes: of the recipe that comes with the package for the method and model.
         strength: of a trained adapter or of steering; None for an adapter as it was trained.
         seeds: of the training; none for what is not trained.
+        data: what it is trained on: the book's own prompts, or ``"official"``.
     """
 
     plan: str
@@ -85,6 +95,7 @@ class Setting:
     changes: Mapping[str, object] = field(default_factory=dict)
     strength: float | None = None
     seeds: Sequence[int] = ()
+    data: str | None = None
 
     @property
     def recipe(self) -> str | None:
@@ -146,6 +157,8 @@ def load_manifest(path: str | os.PathLike[str] = MANIFEST) -> Manifest:
     manifest = Manifest(plans, settings, scripts)
     seen: set[str] = set()
     for setting in settings:
+        if setting.data not in (None, "official"):
+            raise ManifestError(f"{path}: data is {setting.data!r}; it is official, or not there.")
         if setting.plan not in plans:
             raise ManifestError(f"{path}: there is no plan {setting.plan!r}.")
         if setting.trained != bool(setting.seeds):
@@ -179,7 +192,8 @@ def items_of(of: Plan, files: Mapping[str, str] | None = None) -> list[Item]:
         BenchmarkError: a public set cannot be had.
     """
     copies = {name: f"{name}={path}" for name, path in (files or {}).items()}
-    items = plan([copies.get(name, name) for name in of.sets], of.attacks, of.limit, of.split)
+    sets = [copies.get(name, name) for name in of.sets]
+    items = plan(sets, of.attacks, of.limit, of.split, of.summary)
     for name in of.public:
         asked = plan([copies.get(name, name)], ["prefill"])
         for _, group in groupby(asked, key=lambda item: item.attack):
