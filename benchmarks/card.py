@@ -77,7 +77,7 @@ def main() -> None:
     result = evaluate_subject(subject, items, precision, Decoding(32), folder / "results")
     print(f"evaluated: {result.name}, {len(items)} items")
     write_result(
-        Path(args.results) / f"card-{args.recipe}.json",
+        Path(args.results) / f"card-{Path(args.recipe).stem}.json",
         {
             "model": {"name": recipe.model, "digest": "random" if args.random else subject.digest},
             "adapter": None,

@@ -173,6 +173,31 @@ def test_training_says_it_before_anything_is_fetched(capsys, monkeypatch, tmp_pa
     assert "to fetch 16.06 GB" in said.out and "here it would be fetched" in said.err
 
 
+def test_under_fp16_the_adapter_and_the_states_of_the_loss_stay_in_fp32(tokenizer):
+    """As on a T4: what is trained and what is compared must not round away."""
+    import torch
+    from tiny import tiny_model, tiny_recipe, tiny_sets
+
+    from xb_lite.losses.batch import collate
+    from xb_lite.losses.step import forward
+    from xb_lite.models.packing import by_row
+    from xb_lite.models.precision import Precision
+    from xb_lite.training.draw import draw_pairs
+    from xb_lite.training.lora import adapted, arguments
+
+    recipe = tiny_recipe(steps=1)
+    model = tiny_model(tokenizer, num_hidden_layers=4).half()
+    batch = collate(draw_pairs(recipe, tiny_sets(), tokenizer, 0), tokenizer.pad_token_id)
+    with adapted(model, recipe, 0) as learning, by_row(model):
+        learned = [p for p in learning.parameters() if p.requires_grad]
+        assert {p.dtype for p in learned} == {torch.float32}
+        with torch.autocast("cpu", dtype=torch.float16):
+            states = forward(learning, learning, batch, recipe)
+    assert {state.dtype for state in states.values()} == {torch.float32}
+    fp16 = Precision("cpu", torch.float16, None, "tests")
+    assert arguments(recipe, Path("nowhere"), fp16, 0).fp16  # with loss scaling, by the Trainer
+
+
 MEASURED = sorted((ROOT / "results" / "estimate").glob("*.json"))
 
 
