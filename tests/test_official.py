@@ -3,14 +3,20 @@
 import hashlib
 import json
 import random
+import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from official_files import rows, written
-from tiny import tiny_recipe
+from tiny import tiny_model, tiny_recipe
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+from official_step import Item, official_step  # noqa: E402
 
 from xb_lite import __main__
 from xb_lite.data import fetching
@@ -19,8 +25,13 @@ from xb_lite.data.fetching import git_blob
 from xb_lite.data.rows import BenchmarkError
 from xb_lite.data.training import TRAINING, load_training
 from xb_lite.dialogues import render
+from xb_lite.hidden import lowest_layers
+from xb_lite.losses.batch import collate
+from xb_lite.losses.step import Reference, forward, step_terms, token_counts
+from xb_lite.models.packing import by_row
 from xb_lite.recipes import RecipeError, load_recipe
 from xb_lite.training import official
+from xb_lite.training.lora import adapted
 from xb_lite.training.official import (
     Official,
     OfficialSets,
@@ -359,3 +370,38 @@ def test_data_and_options_are_in_the_digest():
 def test_the_command_says_what_it_cannot_do(capsys):
     assert __main__.main(["train", "x-boundary-smollm2-135m", "--data", "mine"]) == 1
     assert "the data are 'mine'" in capsys.readouterr().err
+
+
+def test_a_step_on_official_data_is_the_official_step(tokenizer):
+    """Windows, blanks, tags and all, against the oracle of the benchmark."""
+    model = tiny_model(tokenizer, num_hidden_layers=5)
+    model.lm_head = torch.nn.Linear(32, 50, bias=False)
+    few = recipe(
+        target_layers=[1, 2],
+        lora_layers=4,
+        lora_std=0.1,
+        steps=3,
+        retain="absolute",
+        retain_weight=1.0,
+        separate_weight=None,
+        reference="adapter-off",
+    )
+    pairs = official_pairs(few, sets(), tokenizer)
+    assert {pair.boundary for pair in pairs} == {True, False}
+    items = [
+        Item(
+            pair.change.encoding.input_ids[pair.change.encoding.prompt].tolist(),
+            pair.change.encoding.input_ids[pair.change.encoding.response].tolist(),
+            pair.keep.encoding.input_ids.tolist(),
+            pair.boundary,
+        )
+        for pair in pairs
+    ]
+    with lowest_layers(model, 4), adapted(model, few, 0) as learning, by_row(model):
+        batch = collate(pairs, tokenizer.pad_token_id)
+        reference = Reference(few, pairs, tokenizer.pad_token_id).of(learning, learning, batch)
+        states = forward(learning, learning, batch, few)
+        found = step_terms(few, batch, states, reference, token_counts(few, batch))
+        wanted = official_step(learning, items, 5, targets=[2, 3], window=32, pad_id=2)
+    for name in found._fields:
+        assert torch.allclose(getattr(found, name), getattr(wanted, name), rtol=1e-5), name
