@@ -198,7 +198,7 @@ def test_under_fp16_the_adapter_and_the_states_of_the_loss_stay_in_fp32(tokenize
     assert arguments(recipe, Path("nowhere"), fp16, 0).fp16  # with loss scaling, by the Trainer
 
 
-MEASURED = sorted((ROOT / "results" / "estimate").glob("*.json"))
+MEASURED = sorted((ROOT / "results" / "estimate").glob("*-*.json"))
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
