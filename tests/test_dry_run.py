@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from official_files import rows, written
-from tiny import tiny_model
+from tiny import own_cache, tiny_model
 
 from xb_lite import __main__
 from xb_lite.evaluation import runs
 from xb_lite.recipes import as_fields, load_recipe
 from xb_lite.results.frames import frame
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 LLAMA = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
@@ -58,7 +58,7 @@ def test_from_data_to_table(tmp_path, tokenizer, monkeypatch, name, capsys):
     own = tmp_path / "own.json"
     recipe = load_recipe(f"x-boundary-{name}", **sizes)
     own.write_text(json.dumps(as_fields(recipe)))
-    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XB_LITE_CACHE", str(own_cache(tmp_path / "cache")))
     # Of a random model it says nothing, and it takes longer than all the rest.
     monkeypatch.setattr(runs, "capability_rows", lambda *_: [])
     words = written(tmp_path, rows())

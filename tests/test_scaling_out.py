@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import tiny_model, tiny_recipe
+from tiny import own_cache, tiny_model, tiny_recipe
 
 from xb_lite.scaling.launch import folder
 from xb_lite.training.checks import check_place, sharing
@@ -129,6 +129,8 @@ def test_an_evaluation_by_two_processes_is_that_of_one(tmp_path, tokenizer):
     found = {}
     for processes in (1, 2):
         where = tmp_path / f"by{processes}"
+        where.mkdir()
+        own_cache(where / "cache")
         words = ["evaluate", str(model), "--limit", "2", "--max-new-tokens", "3"]
         words += ["--judge", "words"]  # the service judge would be fetched into a cache of its own
         said = launched([*words, "--results", str(where)], where / "cache", processes)
