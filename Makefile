@@ -13,8 +13,8 @@ help:
 	@echo "make book        run every notebook on this machine, then render the book"
 	@echo "make html        render the book from the committed outputs, running nothing"
 	@echo "make serve       show the rendered book at http://127.0.0.1:$(PORT)"
-	@echo "make test        run the tests"
-	@echo "make smoke       run every notebook with small sizes, write nothing into the tree"
+	@echo "make test        run the tests, in up to four processes with one thread each"
+	@echo "make smoke       run every notebook with small sizes, two at a time, write nothing into the tree"
 	@echo "make smoke XB_MODEL=NAME   the same on another model, by name, folder or hub id"
 	@echo "make notebooks   run every notebook in place; commit the outputs afterwards"
 	@echo "make check       check the committed notebooks and the rendered book (needs Chromium)"
@@ -37,7 +37,7 @@ html: $(ENV)
 
 test: $(ENV)
 	@$(MODEL)
-	@$(RUN) -m pytest
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 notebooks: $(ENV)
 	@$(MODEL)
@@ -46,7 +46,7 @@ notebooks: $(ENV)
 smoke: $(ENV)
 	@$(RUN) book/tools/check_notebooks.py
 	@$(MODEL)
-	@$(RUN) book/tools/execute.py --into _build/smoke --profile smoke
+	@$(RUN) book/tools/execute.py --into _build/smoke --profile smoke --at-once 2
 
 check: $(ENV)
 	@$(RUN) book/tools/check_notebooks.py

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from xb_lite.convergence.bounds import coverings, diameter
-from xb_lite.convergence.transport import PairedDifference, matching_costs, paired_difference
+from xb_lite.convergence.transport import matching_costs, paired_difference
 from xb_lite.data.items import attacked, load_items
 from xb_lite.dialogues import as_turns
 from xb_lite.hidden import hidden_states, lowest_layers
@@ -44,7 +44,7 @@ from xb_lite.replies.cache import ask
 from xb_lite.replies.subjects import Subject, local_subject
 from xb_lite.replies.types import Decoding
 from xb_lite.results.contract import mean_row, provenance, rate_row, write_result
-from xb_lite.results.stats import Mean, mean_of_runs, rate
+from xb_lite.results.stats import mean_of_runs, rate
 from xb_lite.session import tier
 from xb_lite.training.draw import draw_pairs
 from xb_lite.training.lora import adapted, no_casts_twice
@@ -415,7 +415,8 @@ def _state_rows(by_arm: dict[str, dict[int, dict]]) -> list[dict]:
                     before["k"],
                     before["n"],
                 )
-                rows.append(_paired_row(paired, f"{arm} less the start, step {step}", place))
+                name = f"{arm} less the start, step {step}"
+                rows.append(mean_row(paired, "k-variance difference", name, place))
         for step in map(str, STATES_AT[1:]):
             other = by_arm.get("none", {})
             both = [s for s in of_arm if s in other and step in of_arm[s]["states"]]
@@ -428,13 +429,9 @@ def _state_rows(by_arm: dict[str, dict[int, dict]]) -> list[dict]:
                     for runs in (of_arm, other)
                 )
                 paired = paired_difference(here, there, before["k"], before["n"])
-                rows.append(_paired_row(paired, f"{arm} less none, step {step}", place))
+                name = f"{arm} less none, step {step}"
+                rows.append(mean_row(paired, "k-variance difference", name, place))
     return rows
-
-
-def _paired_row(found: PairedDifference, name: str, place: str) -> dict:
-    as_mean = Mean(found.value, found.n, found.low, found.high)
-    return mean_row(as_mean, "k-variance difference", name, place)
 
 
 def write_summary(
@@ -446,7 +443,7 @@ def write_summary(
         path.with_name("summary.json"),
         {
             "model": {"name": subject.name, "digest": subject.digest},
-            "adapter": {"recipe": as_fields(recipe), "digest": None},
+            "adapter": {"run": {"recipe": as_fields(recipe)}, "digest": None},
             "data": {
                 "set": "harmful, boundary-safe, benign",
                 "split": "train; states of what was not trained on, and of test",

@@ -307,7 +307,7 @@ def long_sets(tokenizer) -> Sets:
         return as_dialogue(prompt or text(tokens), text(tokens))
 
     over_refused = [dialogue(400) for _ in range(8)]
-    return Sets(
+    return Sets().having(
         harmful=[dialogue(400) for _ in range(8)],
         refused=[dialogue(600) for _ in range(8)],
         compliant=[dialogue(600, row[0]["content"]) for row in over_refused],

@@ -8,8 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xb_lite.corpora import KINDS, SPLITS, Wrapper, load_corpus, load_scripts, load_wrappers
-from xb_lite.data.items import ATTACKS, PREFILL, WRAPPERS_EACH, Item, attacked, load_items, plan
+from xb_lite.data.items import (
+    ATTACKS,
+    OTHER_PREFILL,
+    PREFILL,
+    WRAPPERS_EACH,
+    Item,
+    attacked,
+    load_items,
+    plan,
+)
 from xb_lite.data.rows import BenchmarkError
+
+pytestmark = pytest.mark.usefixtures("made_up_sets")
 
 
 def user(text):
@@ -45,6 +56,30 @@ def save(tmp_path):
         return str(path)
 
     return write
+
+
+def test_the_second_edition_has_its_own_prompts_scripts_and_wrappers():
+    harmful, prefilled, wrapped, scripts = (
+        [
+            item
+            for item in plan(["harmful", "multi-turn"], split="validation", edition=2)
+            if item.attack == attack
+        ]
+        for attack in ("direct", "prefill", "wrapper", "multi-turn")
+    )
+    assert [i.request for i in harmful] == [
+        row.prompt for row in load_corpus("harmful", "validation", 2)
+    ]
+    assert len(prefilled) == len(harmful) == 40 and len(wrapped) == WRAPPERS_EACH * 40
+    wrappers = {wrapper.id for wrapper in load_wrappers("validation", 2)}
+    assert {item.id.partition("+")[2] for item in wrapped} == wrappers
+    assert len(scripts) == len(load_scripts("validation", 2)) == 20
+
+
+def test_the_other_prefill_is_put_before_the_same_requests():
+    (item,) = attacked([direct(1)], "other-prefill")
+    assert item.prefill == OTHER_PREFILL != PREFILL and item.id == "item-1+other-prefill"
+    assert item.turns == direct(1).turns and item.attack == "other-prefill"
 
 
 @pytest.mark.parametrize("split", [*SPLITS, None])
@@ -83,7 +118,7 @@ def test_a_copy_of_a_benchmark_has_the_kind_of_the_benchmark(save):
     assert first.request == "How do I kill time?" and first.turns == ("How do I kill time?",)
     (item,) = load_items("actorattack", path=save(TURNS))
     assert (item.kind, item.attack, item.request) == ("harmful", "multi-turn", "Bake a cake")
-    assert item.turns == ("Who bakes?", "What with?")
+    assert item.turns[:2] == ("Who bakes?", "What with?")
 
 
 def test_a_file_of_ones_own_needs_a_name_and_a_kind(save):
@@ -145,7 +180,9 @@ def test_all_wrappers_carry_equally_many_requests(n, n_wrappers):
 
 
 def test_an_unknown_attack_is_named_even_without_items():
-    with pytest.raises(ValueError, match="no attack 'threat'; attacks are prefill, wrapper"):
+    with pytest.raises(
+        ValueError, match="no attack 'threat'; attacks are prefill, other-prefill, wrapper"
+    ):
         attacked([], "threat")
 
 
@@ -164,27 +201,3 @@ def test_ids_are_unique_over_the_whole_plan():
     assert len({item.id for item in items}) == len(items)
     assert {item.attack for item in items} == {"direct", "multi-turn", *ATTACKS}
     assert {item.kind for item in items} == set(KINDS)
-
-
-def test_the_summary_query_is_the_last_turn_where_a_dialogue_says_its_form(tmp_path):
-    def row(number, details):
-        return {
-            "behavior": "cooking",
-            "default_target": f"Bake {number}",
-            "queries": ["Who bakes?", "How?"],
-            "query_details": details,
-        }
-
-    details = {"delivery_type": "recipe", "other_details": "a poem"}
-    rows = [row(0, details), row(1, {**details, "other_details": ""}), row(2, "relation_friend")]
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps({"data": rows}))
-    how = {"path": str(path), "kind": "harmful"}
-    assert [item.turns for item in load_items("mine", **how)] == [("Who bakes?", "How?")] * 3
-    ends = [item.turns[2:] for item in load_items("mine", **how, summary=True)]
-    assert ends == [
-        ("Format above content to recipe in style of a poem.",),
-        ("Format above content to recipe",),
-        (),
-    ]
-    assert [i.turns[2:] for i in plan([f"mine:harmful={path}"], [], summary=True)] == ends

@@ -29,7 +29,12 @@ EXACT = Precision("cpu", torch.float32, None, "tests")
 METHODS = ("sft", "dpo", "gradient-ascent", "refusal-tuning")
 FILES = {"refusal-tuning": "aligned-smollm2-135m"}
 SETS = tiny_sets()
-ANSWERS = [*SETS.compliant, *SETS.compliant_prefilled, *SETS.benign, *SETS.benign_prefilled]
+ANSWERS = [
+    *SETS["compliant"],
+    *SETS["compliant_prefilled"],
+    *SETS["benign"],
+    *SETS["benign_prefilled"],
+]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,8 +58,8 @@ def likelihoods(model, tokenizer):
     def mean(dialogues):
         return torch.cat(response_log_probs(model, tokenizer, dialogues)).mean()
 
-    refused = [[*d[:-1], *REPLY] for d in SETS.harmful]
-    return mean(refused), mean(SETS.harmful), mean(ANSWERS)
+    refused = [[*d[:-1], *REPLY] for d in SETS["harmful"]]
+    return mean(refused), mean(SETS["harmful"]), mean(ANSWERS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -190,40 +195,40 @@ def test_items_are_seen_in_the_order_drawn_and_as_everywhere_in_the_book(tmp_pat
 def test_a_harmful_item_comes_with_one_to_keep_in_the_shares_asked_for(tokenizer):
     recipe = small("gradient-ascent", steps=10, boundary_share=0.5, refusal_share=0.25)
     pairs = draw(recipe, SETS, tokenizer, 0)
-    assert sum(pair.change.dialogue in SETS.harmful for pair in pairs) == 35
-    assert sum(pair.change.dialogue in SETS.harmful_dialogues for pair in pairs) == 5
+    assert sum(pair.change.dialogue in SETS["harmful"] for pair in pairs) == 35
+    assert sum(pair.change.dialogue in SETS["harmful_dialogues"] for pair in pairs) == 5
     for step in range(10):
         of_step = pairs[4 * step : 4 * step + 4]
-        compliant = [*SETS.compliant, *SETS.compliant_prefilled]
+        compliant = [*SETS["compliant"], *SETS["compliant_prefilled"]]
         assert sum(pair.keep.dialogue in compliant for pair in of_step) == 2
     for dialogues, wanted in (
-        (SETS.refused, 10),
-        (SETS.compliant, 10),
-        (SETS.compliant_prefilled, 10),
-        (SETS.benign, 4),
-        (SETS.benign_prefilled, 4),
-        (SETS.benign_dialogues, 1),
-        (SETS.benign_dialogues_prefilled, 1),
+        (SETS["refused"], 10),
+        (SETS["compliant"], 10),
+        (SETS["compliant_prefilled"], 10),
+        (SETS["benign"], 4),
+        (SETS["benign_prefilled"], 4),
+        (SETS["benign_dialogues"], 1),
+        (SETS["benign_dialogues_prefilled"], 1),
     ):
         assert sum(pair.keep.dialogue in dialogues for pair in pairs) == wanted
     # Where no harmful request was complied with there still are requests to refuse.
-    pairs = draw(small("sft"), replace(SETS, harmful=[]), tokenizer, 0)
+    pairs = draw(small("sft"), SETS.having(harmful=[]), tokenizer, 0)
     assert {pair.change.dialogue[-1]["content"] for pair in pairs} == {SHORT_REFUSAL}
     asked = [pair.change.dialogue[:-1] for pair in pairs]
-    assert all(dialogue[:-1] in asked for dialogue in SETS.refused)
+    assert all(dialogue[:-1] in asked for dialogue in SETS["refused"])
 
 
 @pytest.mark.parametrize("method", ["sft", "refusal-tuning"])
 def test_methods_that_learn_refusals_see_no_harmful_response(tokenizer, method):
     recipe = small(method, steps=10, multi_turn_share=0.5)
     pairs = draw(recipe, SETS, tokenizer, 0)
-    harmful = {d[-1]["content"] for d in (*SETS.harmful, *SETS.harmful_dialogues)}
+    harmful = {d[-1]["content"] for d in (*SETS["harmful"], *SETS["harmful_dialogues"])}
     for pair in pairs:
         assert not harmful & {m["content"] for m in (*pair.change.dialogue, *pair.keep.dialogue)}
         row = pair.change.encoding
         assert tokenizer.decode(row.input_ids[row.response]) == f"{SHORT_REFUSAL}<|im_end|>"
     several = [pair.change.dialogue for pair in pairs if len(pair.change.dialogue) > 2]
-    whole = [[*d[:-1], *REPLY] for d in SETS.harmful_dialogues]
+    whole = [[*d[:-1], *REPLY] for d in SETS["harmful_dialogues"]]
     assert len(several) > 5 and all(dialogue in whole for dialogue in several)
 
 
@@ -237,8 +242,8 @@ def test_dpo_rejects_the_last_reply_of_a_dialogue(tmp_path, tokenizer):
     chosen, rejected = [], []
     for pair in pairs:
         change, keep = pair.change.dialogue, pair.keep.dialogue
-        assert change in SETS.harmful_dialogues
-        assert keep in SETS.benign_dialogues + SETS.benign_dialogues_prefilled
+        assert change in SETS["harmful_dialogues"]
+        assert keep in SETS["benign_dialogues"] + SETS["benign_dialogues_prefilled"]
         chosen += [[*change[:-1], *REPLY], keep]
         rejected += [change, [*keep[:-1], *REPLY]]
     for i, dialogue in enumerate([*chosen, *rejected]):
@@ -253,7 +258,7 @@ def test_what_a_method_does_not_have_is_refused(tmp_path, tokenizer):
     for recipe, sets, words in (
         (small("sft", weight=2), SETS, "weight is 2; it must be 1"),
         (small("dpo", refusal_share=0.5), SETS, "refusal_share is 0.5; it must be 0"),
-        (small("dpo", boundary_share=1), replace(SETS, harmful=[]), "harmful set is empty"),
+        (small("dpo", boundary_share=1), SETS.having(harmful=[]), "harmful set is empty"),
     ):
         with pytest.raises(RecipeError, match=words):
             train(recipe, tiny_model(tokenizer), tokenizer, sets, tmp_path, EXACT)
@@ -261,17 +266,17 @@ def test_what_a_method_does_not_have_is_refused(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_prompt_that_leaves_no_room_for_a_response_is_refused(tokenizer, method):
-    long = [as_dialogue("word " * 200, "yes"), *SETS.benign[1:]]
+    long = [as_dialogue("word " * 200, "yes"), *SETS["benign"][1:]]
     recipe = small(method, boundary_share=0, refusal_share=0, steps=6)
     with (
         pytest.raises(RecipeError, match="max_tokens is 128; it must be more"),
         pytest.warns(UserWarning, match="cut to 12"),
     ):
-        draw(recipe, replace(SETS, benign=long), tokenizer, 0)
+        draw(recipe, SETS.having(benign=long), tokenizer, 0)
     # A response that is too long is cut.
     long[0] = as_dialogue("yes", "word " * 200)
     with pytest.warns(UserWarning, match="cut to 12"):
-        pairs = draw(recipe, replace(SETS, benign=long), tokenizer, 0)
+        pairs = draw(recipe, SETS.having(benign=long), tokenizer, 0)
     assert 120 < max(map(len, pairs)) <= 128
 
 

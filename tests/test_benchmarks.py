@@ -17,6 +17,8 @@ from xb_lite.data import fetching
 from xb_lite.data.public import BENCHMARKS, load_dialogues
 from xb_lite.data.rows import BenchmarkError
 
+pytestmark = pytest.mark.usefixtures("made_up_sets")
+
 # A folder with the official X-Boundary code's test files; they are not ours to ship.
 OFFICIAL = Path(os.environ.get("XB_LITE_OFFICIAL_DATA", "/nowhere"))
 
@@ -534,3 +536,31 @@ def test_any_bytes_give_an_error_or_items(tmp_path, data):
 @given(mutated_fields())
 def test_any_field_values_give_an_error_or_items(tmp_path, data):
     check_one_clear_outcome(tmp_path / "a.json", data)
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        (b"\x1f\x8b\x08\x00", "compressed by gzip: unpack it"),
+        (b"PK\x03\x04", "a ZIP archive or a spreadsheet"),
+        (b"PAR1\x15", "Parquet: save it as JSON lines"),
+    ],
+)
+def test_packed_files_get_advice_of_their_own(tmp_path, start, says):
+    path = tmp_path / "rows.csv.gz"
+    path.write_bytes(start + bytes(20))
+    with pytest.raises(BenchmarkError, match=says):
+        load_dialogues(path)
+
+
+def test_of_what_is_there_twice_neither_wins(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,category,prompt\nBake?,food,Fry?\n")
+    with pytest.raises(BenchmarkError, match="has two columns 'prompt': leave one out"):
+        load_dialogues(path)
+    path.write_text('[{"prompt": "Bake?", "prompt": "Fry?"}]')
+    with pytest.raises(BenchmarkError, match="field 'prompt': is there twice"):
+        load_dialogues(path)
+    path.write_text('{"prompt": "Bake?"}\n{"prompt": "Bake?", "prompt": "Fry?"}\n')
+    with pytest.raises(BenchmarkError, match="row 2, field 'prompt': is there twice"):
+        load_dialogues(path)

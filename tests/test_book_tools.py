@@ -149,6 +149,55 @@ def test_the_first_code_cell_is_the_same_everywhere(tmp_path):
     assert fault == "01_b.ipynb: its first code cell differs from that of 00_a.ipynb"
 
 
+QUESTION = """**1.** Which?
+
+1. this
+2. that,
+   or so
+
+<details class="answer">
+<summary>Answer</summary>
+
+1. No: not this.
+2. Right: that.
+
+</details>
+
+"""
+
+
+def test_questions_need_as_many_answers_as_options_and_one_that_is_right(tmp_path):
+    made = as_if_run("1")
+    made.cells[0].source = f"# Title\n\n{3 * QUESTION}"
+    assert faults_of(made, tmp_path) == []
+    made.cells[0].source = f"# Title\n\n{2 * QUESTION}"
+    assert faults_of(made, tmp_path) == ["03_toy.ipynb: has 2 questions, not 3 to 5"]
+    made.cells[0].source = f"# Title\n\n{QUESTION.replace('Right', 'No')}{2 * QUESTION}"
+    (fault,) = faults_of(made, tmp_path)
+    assert fault == "03_toy.ipynb: question 1 needs one answer that begins with Right"
+    made.cells[0].source = f"# Title\n\n{2 * QUESTION}{QUESTION.replace('1. this', 'this')}"
+    (fault,) = faults_of(made, tmp_path)
+    assert fault == "03_toy.ipynb: question 3 has 1 options and 2 answers"
+
+
+@pytest.mark.parametrize("path", CHAPTERS[:5], ids=lambda path: path.stem)
+def test_a_chapter_asks_its_reader(path):
+    text = "\n".join(cell.source for cell in notebook_files.read(path).cells)
+    assert text.count('<details class="answer">') >= check_notebooks.QUESTIONS[0]
+
+
+def test_a_report_needs_no_exercises(tmp_path):
+    made = as_if_run("1")
+    made.cells[-1].source = "A table."
+    (tmp_path / "reports").mkdir()
+    assert faults_of(made, tmp_path, "reports/A_toy.ipynb") == []
+    assert "no section `## Exercises`" in faults_of(made, tmp_path)[0]
+    assert [path.name for path in notebook_files.notebooks(tmp_path)] == [
+        "03_toy.ipynb",
+        "A_toy.ipynb",
+    ]
+
+
 # Running notebooks
 
 
@@ -189,6 +238,19 @@ def test_a_run_is_recorded_and_then_skipped(tree, capsys):
     assert path.read_bytes() == before
 
 
+def test_a_report_runs_into_its_folder(tree):
+    made = notebook("print(1)")
+    (tree / "notebooks" / "reports").mkdir()
+    write(tree, made, "reports/A_toy.ipynb")
+    into = tree / "_build" / "executed"
+    assert execute.main(["--into", "_build/executed", "A_toy"], root=tree) == 0
+    assert (into / "reports" / "A_toy.ipynb").exists()
+    write(tree, made)
+    (tree / "notebooks" / "reports" / "A_toy.ipynb").unlink()
+    assert execute.main(["--into", "_build/executed"], root=tree) == 0
+    assert [path.name for path in into.rglob("*.ipynb")] == ["00_toy.ipynb"]
+
+
 def test_a_failing_cell_leaves_the_old_file(tree, capsys):
     path = write(tree, notebook("print(1)", "raise ValueError('as planned')"))
     before = path.read_bytes()
@@ -196,6 +258,21 @@ def test_a_failing_cell_leaves_the_old_file(tree, capsys):
     said = capsys.readouterr().err
     assert "00_toy.ipynb, code cell 2" in said and "as planned" in said
     assert path.read_bytes() == before
+
+
+def test_notebooks_run_side_by_side_with_one_thread_each_until_one_fails(tree, capfd):
+    threads = "import os; print(os.environ['OMP_NUM_THREADS'])"
+    write(tree, notebook(threads), "00_a.ipynb")
+    write(tree, notebook("raise ValueError('as planned')"), "01_b.ipynb")
+    write(tree, notebook(threads), "02_c.ipynb")
+    side_by_side = ["--into", "_build/smoke", "--profile", "smoke", "--at-once", "2"]
+    assert execute.main(side_by_side, root=tree) == 1
+    said = capfd.readouterr()
+    assert "01_b.ipynb, code cell 1" in said.err and "as planned" in said.err
+    made = sorted((tree / "_build" / "smoke").glob("*.ipynb"))
+    assert made[0].name == "00_a.ipynb" and "01_b.ipynb" not in [path.name for path in made]
+    for path in made:  # the third was begun where the first ended before the second
+        assert notebook_files.code_cells(notebook_files.read(path))[0].outputs[0].text == "1\n"
 
 
 def test_a_cell_that_is_skipped_or_shows_a_path_fails_the_run(tree, capsys):
@@ -265,6 +342,35 @@ def test_generated_tables_come_from_the_records(tmp_path):
     assert "| python | 3.11.7 |" in text
 
 
+def test_findings_are_what_a_cell_printed(tmp_path):
+    made = as_if_run("1")
+    (cell,) = notebook_files.code_cells(made)
+    cell.metadata["tags"] = ["findings"]
+    cell.outputs = [
+        nbformat.v4.new_output("execute_result", {"text/html": "<ol><li>X (chapter 0)</li></ol>"})
+    ]
+    faults_of(made, tmp_path, "00_a.ipynb")
+    asked = "<!-- generated: findings -->\n"
+    text = pages.fill(asked, tmp_path, notebook_files.chapters(tmp_path))
+    assert '<li>X (<a href="../notebooks/00_a.html">chapter 0</a>)</li>' in text
+    with pytest.raises(ValueError, match="no notebook has a cell tagged findings"):
+        pages.fill(asked, tmp_path, [])
+
+
+def test_a_public_address_leads_to_the_page_beside():
+    sys.path.insert(0, str(ROOT / "book" / "extensions"))
+    import mend
+
+    base = "https://o.github.io/r/"
+    link = f'<a class="reference external" href="{base}book/glossary.html#term-probe">probe</a>'
+    context = {"body": link}
+    config = type("Config", (), {"html_baseurl": base})
+    mend.mend(type("App", (), {"config": config}), "notebooks/reports/A", "", context, None)
+    assert context["body"] == (
+        '<a class="reference internal" href="../../book/glossary.html#term-probe">probe</a>'
+    )
+
+
 def test_every_prompt_is_counted():
     items = sum(len(load_corpus(kind, edition=2)) for kind in KINDS)
     text = pages.corpora(ROOT, [])
@@ -286,13 +392,14 @@ def test_everything_but_prompts_is_counted():
         assert sum(int(number) for number in re.findall(r"\| (\d+)", part)) == len(items)
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", notebook_files.notebooks(), ids=lambda path: path.stem)
 def test_every_notebook_is_in_the_tables_of_contents(path):
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
     listed = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
-    assert f"notebooks/{path.stem}" in listed
-    assert f"../notebooks/{path.name}" in (ROOT / "book" / "intro.md").read_text()
-    assert f"(notebooks/{path.name})" in (ROOT / "README.md").read_text()
+    place = pages.place(path)
+    assert place.removesuffix(".ipynb") in listed
+    assert f"../{place}" in (ROOT / "book" / "intro.md").read_text()
+    assert f"({place})" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)

@@ -539,7 +539,7 @@ def test_no_repeats_or_draws(name, count):
         (lambda: principal_angles(STATES, KINDS, rank=0), "rank 0 of 6"),
         (lambda: published_scores(NO_NORM, KINDS), "item 3 has a state of norm 0"),
         (lambda: displacement(STATES, STATES[1:], KINDS), r"\(36, 6\) before and \(35, 6\) after"),
-        (lambda: displacement(STATES, NOT_FINITE, KINDS), "the same items and dimensions and fin"),
+        (lambda: displacement(STATES, NOT_FINITE, KINDS), "1 states are not finite, the first of"),
         (lambda: displacement(NO_NORM, STATES, KINDS), "item 3 has a state of norm 0"),
         (lambda: displacement(STATES, NO_NORM, KINDS), "item 3 has a state of norm 0"),
         (lambda: displacement(np.tile(STATES[:18], (2, 1)), STATES, ["harmful"] * 18

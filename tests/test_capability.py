@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import tiny_model
 
 from xb_lite.corpora import Passage, Question, load_passages, load_quiz
 from xb_lite.dialogues import as_dialogue
@@ -80,15 +81,15 @@ def test_a_refused_question_is_not_answered_right(liking):
         quiz(None, None, questions, [None])
 
 
-def test_what_the_assistant_said_before_does_not_count(default_model):
+def test_what_the_assistant_said_before_does_not_count(tokenizer):
+    model = tiny_model(tokenizer)
     passages = load_passages("test")[:2]
     before = [
         [*as_dialogue("What is the intention?", "To learn something."), *as_dialogue(p.request)]
         for p in passages
     ]
     with torch.no_grad():
-        losses = passage_losses(*default_model, passages, before)
-    model, tokenizer = default_model
+        losses = passage_losses(model, tokenizer, passages, before)
     for passage, dialogue, loss in zip(passages, before, losses, strict=True):
         whole = [*dialogue, {"role": "assistant", "content": passage.text}]
         (p,) = response_log_probs(model, tokenizer, [whole])
@@ -100,8 +101,8 @@ def test_no_questions_no_answers(default_model):
     assert quiz(*default_model, []) == [] and passage_losses(*default_model, []) == []
 
 
-def test_a_model_that_is_steered_to_an_option_answers_it(default_model):
-    model, tokenizer = default_model
+def test_a_model_that_is_steered_to_an_option_answers_it(tokenizer):
+    model = tiny_model(tokenizer)
     asked = question("Silver", "A brown bear", "Under water", "Seven")
     for place, option in enumerate(asked.options):
         ids = [*tokenizer(option)["input_ids"], tokenizer.eos_token_id]

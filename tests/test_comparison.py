@@ -4,7 +4,7 @@ import pytest
 
 from xb_lite.evaluation.comparison import gap, gap_by_group, item_rates
 from xb_lite.evaluation.outcomes import Outcome
-from xb_lite.results.stats import Mean, mean_gain, mean_of_runs
+from xb_lite.results.stats import Estimate, mean_gain, mean_of_runs
 
 
 def outcome(name, *labels, set_="xstest", attack="direct", readable=True):
@@ -76,7 +76,7 @@ def test_a_gap_by_group_has_one_value_a_request_or_a_wrapper(part, gains):
 
 
 def test_groups_in_which_nothing_changes_have_no_interval():
-    assert gap_by_group(ASKED, ASKED, 0) == Mean(0.0, 3, 0.0, 0.0)
+    assert gap_by_group(ASKED, ASKED, 0) == Estimate(0.0, 3, 0.0, 0.0)
 
 
 def test_a_gap_by_group_of_other_items_is_refused():

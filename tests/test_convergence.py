@@ -33,7 +33,11 @@ def subject(default_model):
 @pytest.fixture(scope="module")
 def dialogues():
     sets = tiny_sets(harmful=9, boundary=9, benign=9)
-    return {"harmful": sets.harmful, "boundary-safe": sets.compliant, "benign": sets.benign}
+    return {
+        "harmful": sets["harmful"],
+        "boundary-safe": sets["compliant"],
+        "benign": sets["benign"],
+    }
 
 
 def small(steps):
@@ -177,7 +181,7 @@ def test_what_is_written_is_not_made_again(subject, dialogues, monkeypatch, tmp_
         result, "k-variance difference", set="separate less none, step 2", attack="benign 2"
     )
     assert paired.n == 9 and paired.low <= paired.value <= paired.high
-    assert result["seed"] == [0, 1] and result["adapter"]["recipe"]["steps"] == 2
+    assert result["seed"] == [0, 1] and result["adapter"]["run"]["recipe"]["steps"] == 2
 
 
 def test_runs_on_other_data_are_not_gone_on_with(subject, monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,7 +111,7 @@ def test_a_spread_is_even_and_in_order(count, limit):
         (["--sets", "nonsense"], "there is no set 'nonsense'"),
         (["--attacks", "nonsense"], "there is no attack 'nonsense'"),
         (["--limit", "0"], "the limit is 0"),
-        (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be a whole number of at least 1"),
         (["a-model", "--server", "nonsense"], "base_url must look like"),
         (["--server", "http://127.0.0.1:1/v1"], "name one of them"),
         (["no/such/model/anywhere"], "neither"),
@@ -226,7 +226,7 @@ def test_the_whole_command_on_the_default_model(tmp_path, monkeypatch, capsys):
 
 def test_a_defense_is_trained_and_evaluated_by_two_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("xb_lite.training.defense.reference_sets", lambda *_: tiny_sets())
+    monkeypatch.setattr("xb_lite.training.defense.reference_sets", lambda *_, **__: tiny_sets())
     monkeypatch.setattr("xb_lite.evaluation.runs.capability_rows", lambda *_: [])
     monkeypatch.setattr("xb_lite.replies.cache.cache_folder", lambda: tmp_path / "cache")
     changes = ["model=smollm2-135m", "steps=1", "pairs=4", "pairs_at_once=4"]
@@ -236,7 +236,7 @@ def test_a_defense_is_trained_and_evaluated_by_two_commands(tmp_path, monkeypatc
     evaluate = ["evaluate", "--adapter", "mine", "--sets", "benign", "--split", "validation"]
     assert __main__.main([*evaluate, "--limit", "1", "--max-new-tokens", "4"]) == 0
     result = read_result(tmp_path / "my_results" / "cpu" / "smollm2-135m" / "mine.json")
-    assert result["adapter"]["recipe"]["recipe"]["steps"] == 1
+    assert result["adapter"]["run"]["recipe"]["steps"] == 1
     assert len(result["adapter"]["digest"]) == 64 and result["data"]["split"] == "validation"
     log = (tmp_path / "my_results" / "cpu" / "smollm2-135m" / "mine.jsonl").read_text()
     asked = json.loads(log.splitlines()[1])["id"]
@@ -432,12 +432,12 @@ def test_a_result_says_what_was_evaluated(tmp_path, monkeypatch):
     found = read_result(evaluate_polite(plan(["harmful"], [], limit=1), tmp_path))
     assert found["setting"] == {
         **{"defense": "none", "method": "none", "changes": {}, "strength": None},
-        **{"training_seed": None, "decoding": asdict(Decoding()), "tasks": []},
+        **{"training_seed": None, "decoding": Decoding().settings(), "tasks": []},
         **{"judges": {XSTEST.name: XSTEST.source}, "precision": "the server's"},
     }
     assert found["commit"] is None or re.fullmatch("[0-9a-f]{40}[+]?", found["commit"])
     recipe = as_fields(load_recipe("x-boundary-smollm2-135m", steps=300, schedule=450.0))
-    adapter = {"recipe": {"recipe": recipe, "seed": 3, "strength": 0.5}, "digest": "d"}
+    adapter = {"run": {"recipe": recipe, "seed": 3, "strength": 0.5}, "digest": "d"}
     subject = Subject("m", "m", Polite(), defense="mine", adapter=adapter)
     exact = choose_precision(exact=True)
     setting = setting_of(prompted(subject, "ia"), exact, Decoding(), [XSTEST])
@@ -476,7 +476,7 @@ def test_a_subject_behind_a_prompt_is_another_subject():
 
 def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(monkeypatch, capsys):
     monkeypatch.setattr(
-        "xb_lite.training.defense.reference_sets", lambda *_: pytest.fail("it was asked")
+        "xb_lite.training.defense.reference_sets", lambda *_, **__: pytest.fail("it was asked")
     )
     changes = ["model=smollm2-135m", "lora_layers=99"]
     assert __main__.main(["train", "x-boundary-smollm2-135m", "--set", *changes]) == 1
@@ -486,7 +486,7 @@ def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(monkeyp
 @pytest.fixture
 def unasked(monkeypatch):
     monkeypatch.setattr(
-        "xb_lite.training.defense.reference_sets", lambda *_: pytest.fail("it was asked")
+        "xb_lite.training.defense.reference_sets", lambda *_, **__: pytest.fail("it was asked")
     )
 
 

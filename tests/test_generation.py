@@ -225,11 +225,24 @@ def test_malformed_scripts_are_named(backend, script):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}]
+    "wrong",
+    [
+        *({"max_new_tokens": bad} for bad in (0, -1, 1.5, "9", True, None, 10**400)),
+        *({"temperature": bad} for bad in (-1.0, "1", True, None, float("nan"), float("inf"))),
+        *({"top_p": bad} for bad in (0.0, 1.1, "1", None, float("nan"))),
+        *({"seed": bad} for bad in (1.5, "0", None, 2**64)),
+    ],
+    ids=str,
 )
 def test_impossible_decoding_is_refused(wrong):
-    with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
+    with pytest.raises(ValueError, match="max_new_tokens must be a whole number of at least 1"):
         Decoding(**wrong)
+
+
+def test_a_whole_number_is_a_temperature(backend):
+    assert Decoding(temperature=5) == Decoding(temperature=5.0)
+    (reply,) = backend.reply([as_dialogue("Hi.")], Decoding(4, temperature=5))
+    assert reply.new_tokens <= 4
 
 
 def test_nothing_in_nothing_out(backend):

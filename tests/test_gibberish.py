@@ -3,6 +3,7 @@
 import random
 import string
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,3 +174,41 @@ def test_shuffling_keeps_the_words_and_the_white_space():
     shuffled = shuffled_words(HONEST["code"], seed=1)
     assert sorted(shuffled.split()) == sorted(HONEST["code"].split())
     assert [c for c in shuffled if c.isspace()] == [c for c in HONEST["code"] if c.isspace()]
+
+
+@pytest.mark.parametrize(
+    ("text", "flagged"),
+    [
+        ("la la la la la", False),  # four times "la " and an end
+        ("tra tra tra tra tra tra ", True),
+        ("Ab1aB1AB1ab1aB1", True),  # case does not count
+        ("First." + " " * 40 + "Second.", False),  # nor do runs of blanks
+        ("ab" * 50, True),  # as "abab", again and again
+        ("aa" * 3, False),
+        ("x" * 15, True),
+        ("äöü" + "abcdefgh", True),
+        ("äöü" + "abcdefghijkl", False),
+        (" ".join(["one"] * 101), True),
+    ],
+)
+def test_the_official_filter_as_restated(text, flagged):
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    from gibberish import by_form
+
+    assert by_form(text) == flagged == official(text)
+
+
+def official(text):
+    """The code's own way, step by step: a window over a text that is compared with what follows."""
+    text = text.lower().strip()
+    words, most = text.split(), 0
+    for length in range(3, min(50, len(text) // 2)):
+        for start in range(len(text) - 2 * length):
+            part, often, at = text[start : start + length], 0, start
+            while not part.isspace() and text[at : at + length] == part:
+                often, at = often + 1, at + length
+            most = max(most, often)
+    foreign = sum(ord(c) > 127 for c in text) / len(text)
+    return most >= 5 or foreign > 0.2 or len(set(words)) < 0.01 * len(words)

@@ -139,6 +139,20 @@ def test_two_stages_are_one_dialogue():
     assert [texts(replies) for replies in stages] == [["model 1", "model 2"]]
 
 
+def test_stages_are_known_by_name_whatever_their_settings():
+    own = Decoding(max_new_tokens=8)
+    for defense, stages in (
+        (partial(two_stage, first=own), ["intention", "answer"]),
+        (partial(two_stage, analyst=partial(analyse, Fake())), ["answer"]),
+        (input_check, ["verdict", "answer"]),
+        (by_prompt(one_pass), ["answer"]),
+    ):
+        fake = Fake()
+        defense(fake, [as_dialogue(QUERY)], own, "")
+        assert [decoding.stage for _, decoding, _ in fake.calls] == stages
+    assert FIRST.settings() == Decoding(max_new_tokens=64).settings()
+
+
 def test_the_intention_is_of_the_last_message_given_the_history():
     fake = Fake()
     two_stage(fake, DIALOGUES, SHORT)
@@ -199,7 +213,7 @@ def test_input_check_answers_only_what_is_let_in():
 
 def test_another_model_is_asked_for_the_intention_and_for_nothing_else():
     own, other = Fake(), Fake("other")
-    first = Decoding(max_new_tokens=5)
+    first = Decoding(max_new_tokens=5, stage="intention")
     stages = two_stage(own, DIALOGUES, SHORT, first=first, analyst=partial(analyse, other))
     assert other.calls == [([first_stage(dialogue) for dialogue in DIALOGUES], first, "")]
     ((asked, *_),) = own.calls

@@ -13,7 +13,6 @@ import pytest
 
 from xb_lite.models import cached as model_files
 from xb_lite.models.cached import SPECS, ModelError, ModelSpec, cached_model
-from xb_lite.models.loading import load_model
 from xb_lite.models.wheels import FetchError
 
 CONTENT = b"GGUF of a toy model"
@@ -100,6 +99,25 @@ def test_altered_cache_is_named_and_made_anew(cache, capsys):
     assert f"{path} is missing or was altered" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("manifest", ["{}", "[]", '{"config.json": "0"}', "3"])
+def test_a_manifest_without_weights_is_none(cache, capsys, manifest):
+    spec = toy_spec(Toy())
+    folder = cached_model(spec)
+    (folder / "manifest.json").write_text(manifest)
+    (folder / "model.safetensors").write_bytes(b"something else")
+    assert (cached_model(spec) / "model.safetensors").read_bytes() == CONTENT
+    assert "says of no weights that it has" in capsys.readouterr().out
+
+
+def test_a_damaged_model_stays_until_the_new_one_is_there(cache):
+    folder = cached_model(toy_spec(Toy()))
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(FetchError):
+        cached_model(toy_spec(Toy(error=OSError("no network"))))
+    assert (folder / "model.safetensors").read_bytes() == b"damaged"
+    assert folders(cache) == [folder.name]
+
+
 def test_leftovers_of_a_killed_run_are_named_and_removed(cache, capsys):
     spec = toy_spec(Toy())
     left = cache / f"toy-{spec.sha256[:12]}.part-xyz"
@@ -144,7 +162,9 @@ def test_two_processes_at_once_fetch_once(tmp_path):
 
         def unpack(spec, gguf, folder):
             folder.mkdir()
-            (folder / "manifest.json").write_text("{{}}")
+            (folder / "model.safetensors").touch()
+            empty = '{hashlib.sha256(b"").hexdigest()}'
+            (folder / "manifest.json").write_text('{{"model.safetensors": "' + empty + '"}}')
             with open({str(tmp_path / "log")!r}, "a") as log:
                 log.write("unpacked ")
             time.sleep(2)
@@ -195,5 +215,7 @@ def test_default_model_needs_no_network_once_cached(default_model):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"])
 def test_further_models_load_by_their_specs(name):
+    from xb_lite.models.loading import load_model  # two processes of this file need no torch
+
     model, _ = load_model(name)
     assert sum(p.numel() for p in model.parameters()) == SPECS[name].parameters

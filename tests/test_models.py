@@ -124,6 +124,15 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+NOBODY = "http://127.0.0.1:9"
+HUB_ERRORS = [  # name, endpoint (None: the hub of the tests), reason
+    ("some/gated-model", None, "some/gated-model is gated"),
+    ("some/unknown-model", None, "is neither on the model hub nor a local folder"),
+    ("some/unknown-model", NOBODY, "the model hub did not answer"),
+    ("no such folder", None, "is neither"),
+]
+
+
 @pytest.fixture(scope="module")
 def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -132,20 +141,34 @@ def hub():
     server.shutdown()
 
 
-@pytest.mark.parametrize(
-    ("name", "endpoint", "reason"),
-    [
-        ("some/gated-model", None, "some/gated-model is gated"),
-        ("some/unknown-model", None, "is neither on the model hub nor a local folder"),
-        ("some/unknown-model", "http://127.0.0.1:9", "the model hub did not answer"),
-        ("no such folder", None, "is neither"),
-    ],
-)
-def test_hub_errors_are_one_sentence_each(hub, tmp_path, name, endpoint, reason):
-    script = f"from xb_lite.models import load_model; load_model({name!r})"
-    env = {**os.environ, "HF_ENDPOINT": endpoint or hub, "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
-    last = done.stderr.strip().splitlines()[-1]
+@pytest.fixture(scope="module")
+def last_line(hub, tmp_path_factory):
+    """The last line of what ``load_model`` says to a name, by the hub's endpoint: of one process an
+    endpoint, as it imports torch."""
+    script = (
+        "import sys, traceback\n"
+        "from xb_lite.models import load_model\n"
+        "for name in sys.argv[1:]:\n"
+        "    try:\n"
+        "        load_model(name)\n"
+        "    except Exception:\n"
+        "        print(traceback.format_exc().strip().splitlines()[-1])\n"
+    )
+    said = {}
+    for endpoint in (None, NOBODY):
+        names = [name for name, at, _ in HUB_ERRORS if at == endpoint]
+        home = str(tmp_path_factory.mktemp("home"))
+        env = {**os.environ, "HF_ENDPOINT": endpoint or hub, "HF_HOME": home}
+        command = [sys.executable, "-c", script, *names]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        lines = done.stdout.strip().splitlines()
+        said |= {(name, endpoint): line for name, line in zip(names, lines, strict=True)}
+    return said
+
+
+@pytest.mark.parametrize(("name", "endpoint", "reason"), HUB_ERRORS)
+def test_hub_errors_are_one_sentence_each(last_line, name, endpoint, reason):
+    last = last_line[name, endpoint]
     assert last.startswith("xb_lite.models.cached.ModelError") and reason in last
     assert last.endswith("'smollm2-135m' is ungated and loads everywhere.")
 

@@ -82,3 +82,30 @@ def test_the_head_is_left_out_and_put_back(tokenizer, batch):
         assert model(**batch).logits.shape[-1] == model.config.hidden_size
     assert model.get_output_embeddings() is head
     assert model(**batch).logits.shape[-1] == head.weight.shape[0]
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_tokens_that_all_rows_begin_with_can_stand_there_once(tokenizer, batch, window):
+    """Their states, and the gradient that comes to them from every row, are as before."""
+    sizes = {"kind": "mistral", "sliding_window": window} if window else {}
+    model = tiny_model(tokenizer, **sizes)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    first = torch.tensor([7, 8, 9]).expand(len(ids), 3)
+    batch = {
+        "input_ids": torch.cat([first, ids], dim=1),
+        "attention_mask": torch.cat([torch.ones_like(first), mask], dim=1),
+    }
+    real = batch["attention_mask"].bool()
+    own = real.clone()
+    own[1:, :3] = False
+    weights = model.model.layers[0].mlp.up_proj.weight
+    found = []
+    for shared, counted in ((0, own[real]), (3, ...)):
+        inputs = end_to_end(batch, shared)
+        with by_row(model):
+            states = model(**inputs, use_cache=False, output_hidden_states=True).hidden_states[-1]
+        kept = states[0][counted]
+        (gradient,) = torch.autograd.grad(kept.float().square().mean(), weights)
+        found.append((kept, gradient))
+    assert inputs["input_ids"].numel() == int(own.sum()) == sum(inputs["row_lengths"])
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)

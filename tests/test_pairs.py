@@ -2,7 +2,6 @@
 
 import random
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +13,10 @@ from xb_lite.dialogues import as_turns, encode
 from xb_lite.losses.batch import collate
 from xb_lite.recipes import RecipeError
 from xb_lite.training.draw import WINDOW, draw_pairs
+from xb_lite.training.sets import GROUPS
 
 SETS = tiny_sets()
-PREFILLED = [name for name in vars(SETS) if name.endswith("_prefilled")]
+PREFILLED = [name for name in GROUPS if name.endswith("_prefilled")]
 PAIRS = 8
 unhurried = settings(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -36,7 +36,7 @@ def kinds(tokenizer, pairs):
     """By pair, the sets of its two rows and the place of either in its set."""
     place = {
         words: (name, i)
-        for name, dialogues in vars(SETS).items()
+        for name, dialogues in ((name, SETS[name]) for name in GROUPS)
         for i, words in enumerate(ids(tokenizer, dialogues))
     }
     return [
@@ -151,22 +151,22 @@ def test_of_each_kind_to_keep_but_refusals_the_share_is_prefilled(
 
 def test_a_prefilled_refusal_comes_with_the_prefilled_answer_to_its_prompt(tokenizer):
     pairs = [pair for pair in drawn(tokenizer, steps=50) if pair.boundary]
-    begun = [pair for pair in pairs if pair.keep.dialogue in SETS.compliant_prefilled]
+    begun = [pair for pair in pairs if pair.keep.dialogue in SETS["compliant_prefilled"]]
     assert 0 < len(begun) < len(pairs)
     for pair in pairs:
-        refusals = SETS.over_refused_prefilled if pair in begun else SETS.over_refused
+        refusals = SETS["over_refused_prefilled"] if pair in begun else SETS["over_refused"]
         assert pair.change.dialogue in refusals
         assert pair.change.dialogue[:-1] == pair.keep.dialogue[:-1]
     # They may be of other prompts, and fewer, than those that were not prefilled.
-    fewer = {f"{name}_prefilled": vars(SETS)[name][3:] for name in ("compliant", "over_refused")}
-    for pair in drawn(tokenizer, replace(SETS, **fewer), steps=50):
+    fewer = {f"{name}_prefilled": SETS[name][3:] for name in ("compliant", "over_refused")}
+    for pair in drawn(tokenizer, SETS.having(**fewer), steps=50):
         assert not pair.boundary or pair.change.dialogue[:-1] == pair.keep.dialogue[:-1]
     with pytest.raises(ValueError):
-        drawn(tokenizer, replace(SETS, compliant_prefilled=SETS.compliant_prefilled[1:]))
+        drawn(tokenizer, SETS.having(compliant_prefilled=SETS["compliant_prefilled"][1:]))
 
 
 MANY = tiny_sets(boundary=9, benign=9, dialogues=9)
-DIALOGUES = [name for name in vars(SETS) if "dialogues" in name]
+DIALOGUES = [name for name in GROUPS if "dialogues" in name]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_without_a_share_its_sets_change_nothing_that_is_drawn(
 ):
     def words(count):
         recipe = tiny_recipe(name, **{"steps": 20, "max_tokens": 256, share: 0, **changes})
-        sets = replace(SETS, **{which: vars(MANY)[which][:count] for which in without})
+        sets = SETS.having(**{which: MANY[which][:count] for which in without})
         return [
             (pair.change.dialogue, pair.keep.dialogue, pair.boundary, pair.separate)
             for pair in draw_pairs(recipe, sets, tokenizer, seed=3)
@@ -211,10 +211,10 @@ def test_only_sets_with_a_share_are_needed(tokenizer, boundary, data):
         "benign_prefilled": boundary + refusals < 100 and prefilled > 0,
         "benign_dialogues_prefilled": share > 0 and prefilled > 0,
     }
-    sets = replace(SETS, **{name: [] for name, used in needed.items() if not used})
+    sets = SETS.having(**{name: [] for name, used in needed.items() if not used})
     for name in ("compliant", "compliant_prefilled"):
         if not needed[name]:
-            sets = replace(sets, **{name.replace("compliant", "over_refused"): []})
+            sets = sets.having(**{name.replace("compliant", "over_refused"): []})
     changes = {"boundary_share": boundary / 100, "refusal_share": refusals / 100}
     changes |= {"multi_turn_share": share, "prefilled_share": prefilled}
     if not boundary:
@@ -238,14 +238,14 @@ def test_only_sets_with_a_share_are_needed(tokenizer, boundary, data):
 )
 def test_a_set_that_is_needed_and_empty_is_named(tokenizer, name, field):
     with pytest.raises(RecipeError, match=rf"^{field} is 0.25, but the {name} set is empty"):
-        drawn(tokenizer, replace(SETS, **{name: []}), prefilled_share=0.25)
+        drawn(tokenizer, SETS.having(**{name: []}), prefilled_share=0.25)
 
 
 def test_every_item_comes_equally_often(tokenizer):
     found = kinds(tokenizer, drawn(tokenizer, steps=100))
     counts = Counter(item for pair in found for item in pair)
-    for name in vars(SETS):
-        often = [counts[name, i] for i in range(len(getattr(SETS, name)))]
+    for name in GROUPS:
+        often = [counts[name, i] for i in range(len(SETS[name]))]
         assert max(often) - min(often) <= 1 and min(often) > 10
 
 
@@ -254,7 +254,7 @@ def test_rows_of_one_item_have_one_number(tokenizer):
     by_number = {}
     for row in [row for pair in pairs for row in (pair.change, pair.keep)]:
         assert by_number.setdefault(row.number, row) is row
-    assert len(by_number) == sum(map(len, vars(SETS).values()))
+    assert len(by_number) == len(SETS.examples)
 
 
 def test_the_draw_follows_from_the_seed_alone(tokenizer):
@@ -318,14 +318,14 @@ def test_without_a_term_of_its_prompt_a_boundary_safe_item_is_only_kept(tokenize
     pairs = drawn(tokenizer, boundary_share=0.5, separate=separate, **changes)
     assert sum(pair.boundary for pair in pairs) == len(pairs) / 2
     assert not any(pair.separate for pair in pairs)
-    harmful = [*SETS.harmful, *SETS.harmful_dialogues]
+    harmful = [*SETS["harmful"], *SETS["harmful_dialogues"]]
     assert all(pair.change.dialogue in harmful for pair in pairs)
 
 
 def attack_rows(tokenizer, dialogue, **changes):
     """The rows of a run in which all to change is one dialogue of several turns."""
     breakers = {"method": "circuit-breakers", "separate": None, "boundary_share": 0}
-    sets = replace(SETS, harmful_dialogues=[dialogue])
+    sets = SETS.having(harmful_dialogues=[dialogue])
     pairs = drawn(tokenizer, sets, steps=1, multi_turn_share=1, **breakers, **changes)
     return [pair.change.encoding for pair in pairs]
 
@@ -381,14 +381,14 @@ def test_of_a_harmful_dialogue_that_was_cut_the_last_exchange_is_changed(tokeniz
 def test_rows_of_one_turn_and_rows_to_keep_have_all_their_tokens(tokenizer):
     pairs = drawn(tokenizer, sink_tokens=1)
     rows = [row for p in pairs for row in (p.change, p.keep)]
-    rows = [row for row in rows if row.dialogue not in SETS.harmful_dialogues]
-    assert any(row.dialogue in SETS.benign_dialogues for row in rows)
+    rows = [row for row in rows if row.dialogue not in SETS["harmful_dialogues"]]
+    assert any(row.dialogue in SETS["benign_dialogues"] for row in rows)
     for row in rows:
         whole = encode(tokenizer, row.dialogue)
         assert torch.equal(row.encoding.prompt, whole.prompt)
         assert torch.equal(row.encoding.response, whole.response)
-    once = attack_rows(tokenizer, SETS.harmful[0])[0]
-    assert torch.equal(once.prompt, encode(tokenizer, SETS.harmful[0]).prompt)
+    once = attack_rows(tokenizer, SETS["harmful"][0])[0]
+    assert torch.equal(once.prompt, encode(tokenizer, SETS["harmful"][0]).prompt)
 
 
 # Of the code before any response to keep was prefilled; without dialogues also of that before them.

@@ -35,7 +35,7 @@ from xb_lite.intention.defenses import DEFENSES, Defended, two_stage
 from xb_lite.intention.prompts import FIRST, STAGE_1, STAGE_2, first_stage, second_stage
 from xb_lite.models.precision import Precision, choose_precision
 from xb_lite.replies.local import LocalBackend
-from xb_lite.replies.server import RemoteBackend
+from xb_lite.replies.server import PROBE, RemoteBackend
 from xb_lite.replies.types import Decoding
 from xb_lite.serve import proxy
 from xb_lite.serve.local import LocalModel, _Pieces
@@ -272,7 +272,8 @@ def test_every_defense_says_the_same_whole_in_pieces_and_without_the_proxy(
     asked = {"model": "any", "messages": dialogue, "max_tokens": 20, "temperature": 0}
     straight = Defended(RemoteBackend(talker.url, "a-model", "none"), DEFENSES[name])
     (said,) = straight.reply([dialogue], Decoding(20))
-    before, talker.requests = talker.requests, []
+    # Without what is asked first, to find out whether the model thinks.
+    before, talker.requests = [r for r in talker.requests if r["messages"] != PROBE[:1]], []
     whole = clients[name].chat.completions.create(**asked)
     between, talker.requests = talker.requests, []
     options = {"stream": True, "stream_options": {"include_usage": True}}

@@ -20,6 +20,13 @@ def test_wilson_interval_is_the_closed_form():
     assert str(found) == "35% [18%, 57%], 7 of 20"
 
 
+def test_a_rate_of_counts_is_that_of_the_items():
+    assert rate(7, 20) == rate([True] * 7 + [False] * 13) == rate(np.int64(7), np.int64(20))
+    for k, n, says in ((0, 0, "no items"), (4, 3, "4 of 3 is no rate"), (-1, 3, "-1 of 3")):
+        with pytest.raises(ValueError, match=says):
+            rate(k, n)
+
+
 def test_none_of_three_still_allows_more_than_half():
     assert rate([False] * 3).high > 0.5
 

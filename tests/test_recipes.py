@@ -21,10 +21,12 @@ from xb_lite.recipes import (
     recipe_names,
     run_name,
 )
+from xb_lite.training.defense import train_defense
 from xb_lite.training.run import train
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
 CPU = "x-boundary-smollm2-135m"
+ALIGNING = ("refusal-tuning", "alignment")
 
 # Architecture and decoder layers of the real models, as in their own config.json.
 MODELS = {
@@ -39,6 +41,7 @@ MODELS = {
     "qwen2.5-coder-1.5b": ("qwen2", 28),
     "smollm2-135m": ("llama", 30),
     "smollm2-135m-aligned": ("llama", 30),
+    "smollm2-135m-aligned-360": ("llama", 30),
 }
 OURS = [name for name in recipe_names() if isinstance(load_recipe(name), Recipe)]
 OFFICIAL = [name for name in OURS if load_recipe(name).retain == "absolute"]
@@ -126,10 +129,10 @@ def test_circuit_breakers_differ_from_x_boundary_in_what_they_are():
 
 
 def test_a_share_is_prefilled_wherever_harmful_responses_are():
-    """All of those are; refusal tuning, whose source is the model as it was, has none of them."""
+    """All of those are; an alignment, whose source is the model as it was, has none of them."""
     for name in recipe_names():
         recipe = load_recipe(name)
-        assert recipe.prefilled_share == (0 if recipe.method == "refusal-tuning" else 0.5)
+        assert recipe.prefilled_share == (0 if recipe.method in ALIGNING else 0.5)
     for share in (0, 0.3, 1, 1.0):
         assert load_recipe(CPU, prefilled_share=share).prefilled_share == share
 
@@ -271,6 +274,27 @@ def test_numbers_that_are_none_are_refused_in_files_too(tmp_path, number):
     mine = json.dumps({**as_fields(load_recipe(CPU)), "alpha": "?"}).replace('"?"', number)
     with pytest.raises(RecipeError, match="^alpha is "):
         load_recipe(as_file(tmp_path, mine))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 10**9},
+        {"pairs": 10**9, "pairs_at_once": 1},
+        {"steps": 10**6, "pairs": 80},
+        {"rank": 10**9},
+    ],
+    ids=str,
+)
+def test_a_run_that_would_never_end_is_refused(changes):
+    with pytest.raises(RecipeError, match=f"{next(iter(changes))} is .*; it must be "):
+        load_recipe(CPU, **changes)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True, None])
+def test_a_seed_that_is_none_is_refused_before_all_else(tmp_path, seed):
+    with pytest.raises(RecipeError, match=r"seed is .*; it must be a whole number from 0 to 2\*"):
+        train_defense(load_recipe(CPU, model="no/such-model"), tmp_path, seed=seed)
 
 
 def test_methods_and_the_separate_term_go_together():

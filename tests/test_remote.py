@@ -14,16 +14,19 @@ import traceback
 import urllib.error
 import urllib.request
 from contextlib import closing
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import openai
 import pytest
 
+from xb_lite.data.items import Item
 from xb_lite.dialogues import as_dialogue
 from xb_lite.intention.defenses import DEFENSES, Defended
 from xb_lite.models.cached import DEFAULT, SPECS, cached_model
+from xb_lite.replies.cache import ask
 from xb_lite.replies.local import LocalBackend
-from xb_lite.replies.server import CONTINUE, RemoteBackend, RemoteError
+from xb_lite.replies.server import CONTINUE, PROBE, THOUGHT, RemoteBackend, RemoteError
 from xb_lite.replies.subjects import remote_subject
 from xb_lite.replies.types import Decoding, answer_of
 from xb_lite.serve.proxy import application, in_background
@@ -47,8 +50,11 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.lock = threading.Lock()
+        self.models = {"object": "list", "data": [{"id": "a-model", "object": "model"}]}
         self.requests, self.keys, self.active, self.peak = [], [], 0, 0
         self.answer = lambda request: completion(request, last_words(request))
+        # What is asked once, to find out whether the model thinks; it is not among the requests.
+        self.probed, self.probes = lambda request: completion(request, "The Nile."), []
 
     def handle_error(self, *_):
         """Who gave up waiting has hung up; that is no news."""
@@ -58,6 +64,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):  # noqa: N802
         server, size = self.server, int(self.headers["Content-Length"])
         request = json.loads(self.rfile.read(size))
+        if request["messages"] == PROBE[:1] and request["max_tokens"] == THOUGHT:
+            server.probes.append(request)
+            self.send(server.probed(request))
+            return
         with server.lock:
             server.requests.append(request)
             server.keys.append(self.headers["Authorization"])
@@ -66,6 +76,12 @@ class Handler(BaseHTTPRequestHandler):
         answer = server.answer(request)
         with server.lock:
             server.active -= 1
+        self.send(answer)
+
+    def do_GET(self):  # noqa: N802
+        self.send(self.server.models if self.path == "/v1/models" else (404, {}))
+
+    def send(self, answer):
         status, payload = answer if isinstance(answer, tuple) else (200, answer)
         body = payload if isinstance(payload, str) else json.dumps(payload)
         self.send_response(status)
@@ -475,3 +491,142 @@ def test_of_a_reply_that_thinks_the_answer_is_what_comes_after(server):
     server.answer = lambda request: completion(request, next(texts))
     RemoteBackend(server.url, "m").play([["Hi", "And?"]], Decoding())
     assert server.requests[1]["messages"][1]["content"] == "Two."
+
+
+# What is found out first: thinking, prefill, context.
+
+
+def thinking(request, off=lambda request: False):
+    """A model that thinks, unless the request has what its server switches that off by."""
+    if off(request):
+        return completion(request, "The Nile.")
+    return completion(request, "<think>A river, then.</think>The Nile.")
+
+
+@pytest.mark.parametrize(
+    ("off", "fields"),
+    [
+        (
+            lambda r: r.get("chat_template_kwargs", {}).get("enable_thinking") is False,
+            {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}},
+        ),
+        (lambda r: r.get("reasoning_effort") == "minimal", {"reasoning_effort": "minimal"}),
+    ],
+    ids=["template", "effort"],
+)
+def test_thinking_is_switched_off_by_what_the_server_knows(server, off, fields, capsys):
+    server.probed = lambda request: thinking(request, off)
+    backend(server).reply(DIALOGUES, SHORT)
+    assert all(fields.items() <= request.items() for request in server.requests)
+    assert "thinks; that is switched off by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("refuses", [True, False], ids=["refuses", "ignores"])
+def test_who_thinks_all_the_same_is_judged_after_the_thought(server, refuses, capsys):
+    def probed(request):
+        extra = request.keys() & {"chat_template_kwargs", "reasoning_effort"}
+        return (400, {"error": {"message": "unknown"}}) if extra and refuses else thinking(request)
+
+    server.probed = probed
+    backend(server).reply(DIALOGUES, SHORT)
+    assert not any("reasoning_effort" in request for request in server.requests)
+    assert "judged is what comes after the thought" in capsys.readouterr().err
+
+
+def test_a_thought_that_the_prompt_opened_is_none_of_the_answer(server):
+    """As R1's template does: what is cut short within it is no answer."""
+    server.probed = lambda request: completion(request, "A river.</think>The Nile.")
+    server.answer = lambda request: completion(request, "Let me think", end="length")
+    (reply,) = backend(server).reply(DIALOGUES[:1], SHORT)
+    assert reply.text == "<think>Let me think" and answer_of(reply.text) == ""
+
+
+def test_who_does_not_think_is_sent_nothing_more(server, capsys):
+    backend(server).reply(DIALOGUES, SHORT)
+    assert len(server.probes) == 1 and capsys.readouterr().err == ""
+    assert not any("chat_template_kwargs" in request for request in server.requests)
+
+
+def test_a_context_that_is_too_short_is_found_out_first(server):
+    server.models["data"][0]["max_model_len"] = 40
+    with pytest.raises(RemoteError, match="longest dialogue has .* tokens, .*takes 40: leave out"):
+        ask_items(server, [item("a", "Hi."), item("b", "words " * 30)])
+    assert len(server.requests) == 1
+
+
+def test_a_server_without_prefill_is_found_out_before_all_else(server):
+    server.answer = lambda request: (
+        (400, {"message": "no"})
+        if request.get("continue_final_message")
+        else completion(request, "Yes.")
+    )
+    items = [item("a", "Hi."), replace(item("b", "Ho."), attack="prefill", prefill="Sure, here")]
+    with pytest.raises(RemoteError, match="continues no prefill"):
+        ask_items(server, items)
+    assert all(request["max_tokens"] == 1 for request in server.requests)
+
+
+# Each reply is kept as it comes.
+
+
+def item(name, request):
+    return Item(name, "set", "harmful", "direct", request, (request,))
+
+
+def ask_items(server, items, **settings):
+    return ask(backend(server, **settings), items, SHORT, subject={"model": server.url})
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch, request):
+    if "real" not in request.fixturenames:
+        monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("defense", [None, "ia"])
+def test_a_server_that_dies_loses_none_that_was_answered(server, defense):
+    items = [item(f"i{n}", f"Request {n}.") for n in range(20)]
+    stages = 2 if defense else 1
+    answered, dying = [], True
+
+    def answer(request):
+        if request["max_tokens"] > 1 and len(answered) >= 7 * stages and dying:
+            return 500, {"error": {"message": "out of memory"}}
+        if request["max_tokens"] > 1:
+            answered.append(request["messages"][0]["content"])
+        return completion(request, "Yes.")
+
+    def asking():
+        remote = backend(server, concurrency=1)
+        remote = Defended(remote, DEFENSES[defense]) if defense else remote
+        return ask(remote, items, SHORT, subject={"model": server.url})
+
+    server.answer = answer
+    with pytest.raises(RemoteError, match="failed"):
+        asking()
+    assert len(answered) == 7 * stages
+    dying = False
+    assert len(asking()) == 20
+    assert len(answered) == 20 * stages  # none of them twice
+
+
+def test_replies_side_by_side_are_those_of_one_after_the_other(server):
+    """Seeds are of the item: neither the order nor what is there already changes one."""
+    items = [item(f"i{n}", f"Request {n}.") for n in range(12)]
+    server.answer = lambda request: completion(request, f"Seed {request['seed']}.")
+    few = ask(backend(server, concurrency=1), items[5:], SHORT, subject={"model": "a"})
+    all_ = ask(backend(server, concurrency=5), items, SHORT, subject={"model": "b"})
+    assert all_[5:] == few
+    assert len({turns[0].text for turns in all_}) == 12
+
+
+def test_nobody_else_can_read_the_replies(server, tmp_path):
+    ask_items(server, [item("a", "Hi.")])
+    assert (tmp_path / "cache" / "replies").stat().st_mode & 0o077 == 0
+
+
+def test_an_address_is_in_no_result(server):
+    subject = remote_subject(server.url, "a-model")
+    port = str(server.server_port)
+    assert port not in subject.digest and "127.0.0.1" not in subject.digest
+    assert subject.digest != remote_subject("http://127.0.0.1:1/v1", "a-model").digest

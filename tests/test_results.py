@@ -26,8 +26,8 @@ from xb_lite.results.contract import (
     read_result,
     write_result,
 )
-from xb_lite.results.frames import find, frame, published_results, write_index
-from xb_lite.results.stats import Mean, Rate, mean, rate
+from xb_lite.results.frames import find, frame, pooled, published_results, write_index
+from xb_lite.results.stats import Estimate, Rate, mean, rate
 from xb_lite.results.tables import print_result
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -308,9 +308,9 @@ def test_a_failed_write_leaves_the_old_result(tmp_path, monkeypatch):
 
 def test_find_gives_the_one_row_as_a_number_with_its_interval():
     found = result([ROW, MEAN, {**ROW, "judge": "xstest", "k": 2}])
-    assert find(found, "asr", judge="service") == Rate(1, 3, ROW["low"], ROW["high"])
+    assert find(found, "asr", judge="service") == Rate(1 / 3, 3, ROW["low"], ROW["high"], 1)
     assert find(found, "asr", judge="xstest", set="harmful").k == 2
-    assert find(found, "seconds") == Mean(1.5, 2, MEAN["low"], MEAN["high"])
+    assert find(found, "seconds") == Estimate(1.5, 2, MEAN["low"], MEAN["high"])
     assert find(found, "seconds", judge=None).n == 2
     with pytest.raises(ValueError, match="2 rows for 'asr' at {}; say which set, attack, judge"):
         find(found, "asr")
@@ -392,7 +392,7 @@ def test_committed_results_say_what_was_evaluated():
         if setting is None:
             continue
         assert setting["defense"] == path.stem
-        recipe = ((result["adapter"] or {}).get("recipe") or {}).get("recipe")
+        recipe = ((result["adapter"] or {}).get("run") or {}).get("recipe")
         if recipe is None:
             assert setting["training_seed"] is None and setting["changes"] == {}
         else:
@@ -455,6 +455,20 @@ def test_a_frame_has_a_row_a_rate_and_knows_its_run(tmp_path):
     assert set(asr["model"]) == {"tiny"} and set(asr["file"]) == {"a,steps=2-0", "a,steps=2-1"}
     assert table.query("metric == 'seconds'")["k"].isna().all()
     assert list(table["changes"]) == [{"steps": 2}] * 4
+
+
+def test_sets_are_pooled_by_their_counts():
+    runs = frame("cpu/test/smollm2-135m-aligned")
+    one = runs[runs["file"] == "none"]
+    parts = [pooled(one, "orr", [s], "prefill", "x-boundary") for s in ("boundary-safe", "xstest")]
+    both = pooled(one, "orr", ["xstest", "boundary-safe"], "prefill", "x-boundary")
+    assert (both.k, both.n) == (sum(p.k for p in parts), sum(p.n for p in parts))
+    same = rate([True] * both.k + [False] * (both.n - both.k))
+    assert (both.low, both.high) == pytest.approx((same.low, same.high))
+    with pytest.raises(ValueError, match="not one for each set"):
+        pooled(runs, "orr", ["xstest"], "prefill", "x-boundary")
+    with pytest.raises(ValueError, match="not one for each set"):
+        pooled(one, "orr", ["xstest", "nowhere"], "prefill", "x-boundary")
 
 
 def test_a_frame_of_published_results_agrees_with_find():

@@ -269,8 +269,8 @@ def test_states_are_kept_of_every_item_once(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(steps, "forward", spy)
     run(tokenizer, tmp_path, steps=16)  # in fewer not every item comes
     # The refusals of boundary-safe prompts are compared with a centroid, never with themselves.
-    refusals = len(SETS.over_refused) + len(SETS.over_refused_prefilled)
-    assert len(asked) == sum(map(len, vars(SETS).values())) - refusals
+    refusals = len(SETS["over_refused"]) + len(SETS["over_refused_prefilled"])
+    assert len(asked) == len(SETS.examples) - refusals
 
 
 def test_what_is_kept_does_not_depend_on_where_a_run_began(tokenizer, monkeypatch):

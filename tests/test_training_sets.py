@@ -15,7 +15,7 @@ from xb_lite.replies.cache import ask
 from xb_lite.replies.types import Decoding, Reply
 from xb_lite.results.logs import LogError
 from xb_lite.training.draw import draw_pairs
-from xb_lite.training.sets import REFUSAL, Sets, reference_sets
+from xb_lite.training.sets import GROUPS, REFUSAL, reference_sets
 
 DECODING = Decoding(max_new_tokens=32)
 SUBJECT = {"model": "fake", "defense": "none"}
@@ -89,7 +89,7 @@ def dialogues(kind, places, answers):
 
 def test_harmful_requests_that_are_refused_even_prefilled_are_left_out():
     complied = [f"{PREFILL} is how.", f"{PREFILL} is how!"] * 2  # the second was cut short
-    assert sets().harmful == [
+    assert sets()["harmful"] == [
         *dialogues("harmful", [0, 2, 3, 5], complied),
         *dialogues("script", [0, 2, 3, 5], complied),
     ]
@@ -98,7 +98,7 @@ def test_harmful_requests_that_are_refused_even_prefilled_are_left_out():
 def test_ends_of_scripts_have_their_history_and_a_last_reply_that_complies():
     whole, cut = f"{PREFILL} is how.", f"{PREFILL} is how!"
     ends = {2: {1: cut, 2: whole, 4: cut, 5: whole}, 3: {0: cut, 1: whole, 3: cut, 4: whole}}
-    assert sets().harmful_dialogues == [
+    assert sets()["harmful_dialogues"] == [
         as_turns(SCRIPTS[place][-n:], [*WHOLE[: n - 1], said])
         for n, by_place in ends.items()
         for place, said in by_place.items()
@@ -123,36 +123,36 @@ def test_only_the_last_turn_of_a_script_or_a_chat_is_prefilled():
 )
 def test_harmless_prompts_are_asked_one_after_the_other_whatever_is_said(limit, places):
     chats = [[PROMPTS["benign"][int(i)] for i in chain] for chain in places]
-    assert sets(limit=limit).benign_dialogues == [
+    assert sets(limit=limit)["benign_dialogues"] == [
         as_turns(turns, WHOLE[: len(turns)]) for turns in chats
     ]
 
 
 def test_refusals_are_the_models_own_where_it_refuses():
     own = ["I'm sorry, but I can't.", REFUSAL, "No, I can't."] * 2
-    assert sets().refused == dialogues("harmful", range(N), own)
+    assert sets()["refused"] == dialogues("harmful", range(N), own)
 
 
 def test_boundary_safe_prompts_that_are_refused_are_in_neither_set():
     whole = "It is done so. Then e.g. three steps."
     served = [ANSWER[0], whole, "No full stop", ANSWER[0]]
     found = sets()
-    assert found.compliant == dialogues("boundary-safe", [0, 2, 3, 4], served)
-    assert found.over_refused == dialogues("boundary-safe", [0, 2, 3, 4], [REFUSAL] * 4)
+    assert found["compliant"] == dialogues("boundary-safe", [0, 2, 3, 4], served)
+    assert found["over_refused"] == dialogues("boundary-safe", [0, 2, 3, 4], [REFUSAL] * 4)
 
 
 def test_benign_prompts_are_kept_whatever_is_said():
     whole = "It is done so. Then e.g. three steps."
     answers = [ANSWER[0], whole, "I can't say; sorry."] * 2
-    assert sets().benign == dialogues("benign", range(N), answers)
+    assert sets()["benign"] == dialogues("benign", range(N), answers)
 
 
 def test_harmless_prompts_are_answered_after_the_prefill_as_well():
     whole, refused, cut = (f"{PREFILL} is {end}" for end in ("how.", "why I can't, sorry.", "how!"))
     found = sets()
     # Kept whatever is said, as those that were not prefilled.
-    assert found.benign_prefilled == dialogues("benign", range(N), [whole, refused, cut] * 2)
-    assert found.benign_dialogues_prefilled == [
+    assert found["benign_prefilled"] == dialogues("benign", range(N), [whole, refused, cut] * 2)
+    assert found["benign_dialogues_prefilled"] == [
         as_turns(turns, [*WHOLE[: len(turns) - 1], last])
         for turns, last in zip(CHATS, [cut, refused, whole, refused, refused], strict=True)
     ]
@@ -161,8 +161,8 @@ def test_harmless_prompts_are_answered_after_the_prefill_as_well():
 def test_boundary_safe_prompts_that_are_refused_even_prefilled_are_in_neither_set():
     found, places = sets(), [0, 2, 3, 5]  # not those that are served when they are asked plainly
     complied = [f"{PREFILL} is how.", f"{PREFILL} is how!"] * 2
-    assert found.compliant_prefilled == dialogues("boundary-safe", places, complied)
-    assert found.over_refused_prefilled == dialogues("boundary-safe", places, [REFUSAL] * 4)
+    assert found["compliant_prefilled"] == dialogues("boundary-safe", places, complied)
+    assert found["over_refused_prefilled"] == dialogues("boundary-safe", places, [REFUSAL] * 4)
 
 
 def test_after_the_prefill_a_refusal_counts_wherever_it_is(monkeypatch):
@@ -171,13 +171,13 @@ def test_after_the_prefill_a_refusal_counts_wherever_it_is(monkeypatch):
     assert not XSTEST.refuses(late) and not XSTEST.refuses(PREFILL + late)
     monkeypatch.setitem(SAID, "prefill", [(late, True)])
     found = sets()
-    assert found.harmful == found.compliant_prefilled == found.over_refused_prefilled == []
-    assert len(found.benign_prefilled) == len(found.compliant) + 2 == N
+    assert found["harmful"] == found["compliant_prefilled"] == found["over_refused_prefilled"] == []
+    assert len(found["benign_prefilled"]) == len(found["compliant"]) + 2 == N
 
 
 def test_a_refusal_that_was_cut_off_counts_as_what_is_left_of_it(monkeypatch):
     monkeypatch.setitem(SAID, "boundary-safe", [("It is so. But I am sor", False)])
-    assert sets().compliant == dialogues("boundary-safe", range(N), ["It is so."] * N)
+    assert sets()["compliant"] == dialogues("boundary-safe", range(N), ["It is so."] * N)
 
 
 def test_replies_are_asked_for_once():
@@ -196,7 +196,9 @@ def test_replies_are_asked_for_once():
     again = Fake()
     assert sets(again) == first and not again.asked + again.played
     # Fewer of what is there already; another model has said nothing yet.
-    assert sets(again, limit=2).refused == first.refused[:2] and not again.asked + again.played
+    assert (
+        sets(again, limit=2)["refused"] == first["refused"][:2] and not again.asked + again.played
+    )
     reference_sets(again, DECODING, {**SUBJECT, "model": "other"}, limit=2)
     assert len(again.asked) == 2 * (4 + 3) + 2 * 2 + 1  # prompts, ends of scripts, and a chat
     assert len(again.played) == 2 * 2 + 2
@@ -205,16 +207,13 @@ def test_replies_are_asked_for_once():
 def test_the_digest_is_of_every_word_and_of_the_set_it_is_in():
     found = sets()
     assert re.fullmatch("[0-9a-f]{64}", found.digest) and sets().digest == found.digest
-    others = [Sets(**{**vars(found), name: value[1:]}) for name, value in vars(found).items()]
+    others = [found.having(**{name: found[name][1:]}) for name in GROUPS]
     pairs = [
         ("harmful", "refused"),
         ("harmful_dialogues", "benign_dialogues"),
-        *((name.removesuffix("_prefilled"), name) for name in vars(found) if "prefilled" in name),
+        *((name.removesuffix("_prefilled"), name) for name in GROUPS if "prefilled" in name),
     ]
-    swapped = [
-        Sets(**{**vars(found), one: vars(found)[other], other: vars(found)[one]})
-        for one, other in pairs
-    ]
+    swapped = [found.having(**{one: found[other], other: found[one]}) for one, other in pairs]
     assert len({s.digest for s in (found, *swapped, *others)}) == 1 + 6 + 11
 
 
@@ -263,6 +262,27 @@ def test_ask_refuses_what_cannot_be_asked_and_a_cache_of_other_items():
         ask(backend, [other], DECODING, subject=SUBJECT)
 
 
+def test_written_answers_stand_in_place_of_what_the_model_says():
+    """Nothing is asked where every turn has one, and examples say where a response is from."""
+    items = {kind: load_items(kind, "train")[:N] for kind in ("boundary-safe", "benign")}
+    answers = {item.id: f"Of {item.id}." for some in items.values() for item in some[1:]}
+    backend = Fake()
+    found = sets(backend, items=items, answers=answers)
+    plain = dialogues("benign", range(1, N), [f"Of {i.id}." for i in items["benign"][1:]])
+    assert found["benign"][1:] == plain
+    begun = [f"{PREFILL} it is: Of {item.id}." for item in items["benign"][1:]]
+    assert found["benign_prefilled"][1:] == dialogues("benign", range(1, N), begun)
+    assert found["compliant"][1:] == dialogues(
+        "boundary-safe", range(1, N), [f"Of {i.id}." for i in items["boundary-safe"][1:]]
+    )
+    first = PROMPTS["benign"][0], PROMPTS["boundary-safe"][0]
+    # The first of each kind has none; with it begins one chat of each length.
+    assert {words[1] for words in backend.asked} == set(first)
+    assert {script[0] for script in backend.played} == {first[0]}
+    written = {e.source for e in found.examples if e.dialogue in plain}
+    assert written == {"written"} and found.examples[0].source == "model"
+
+
 # Prompts of one's own
 
 
@@ -274,12 +294,17 @@ def test_own_prompts_stand_in_place_of_the_books():
     mine = {kind: own(kind, PROMPTS[kind]) for kind in ("harmful", "boundary-safe", "benign")}
     backend, book = Fake(), sets()
     found = sets(backend, items=mine)
-    assert found.harmful == book.harmful[:4] and found.compliant == book.compliant
-    assert found.benign == book.benign and found.benign_dialogues == book.benign_dialogues
-    assert found.harmful_dialogues == []
+    assert found["harmful"] == book["harmful"][:4] and found["compliant"] == book["compliant"]
+    assert (
+        found["benign"] == book["benign"] and found["benign_dialogues"] == book["benign_dialogues"]
+    )
+    assert found["harmful_dialogues"] == []
     assert not any(script[-1] in words for script in SCRIPTS for words in backend.asked)
     some = sets(items={"benign": mine["benign"]})
-    assert some.benign == book.benign and some.harmful == some.refused == some.compliant == []
+    assert (
+        some["benign"] == book["benign"]
+        and some["harmful"] == some["refused"] == some["compliant"] == []
+    )
 
 
 def test_an_empty_set_that_a_recipe_needs_is_named(tokenizer):

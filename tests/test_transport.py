@@ -272,7 +272,7 @@ def test_a_paired_difference_covers_that_of_the_law_over_new_samples():
 
 
 def estimate(k, value, off=0.0):
-    return KVariance(value, value * (1 - off), value * (1 + off), k, 1000, 200)
+    return KVariance(value, 1000, value * (1 - off), value * (1 + off), k, 200)
 
 
 def test_a_power_law_is_found_exactly():
@@ -284,7 +284,7 @@ def test_a_power_law_is_found_exactly():
 
 
 def test_a_line_through_two_intervals_has_known_ends():
-    found = power_law([KVariance(4, 2, 8, 1, 99, 9), KVariance(1, 0.5, 2, 16, 99, 9)])
+    found = power_law([KVariance(4, 99, 2, 8, 1, 9), KVariance(1, 99, 0.5, 2, 16, 9)])
     assert found.slope == pytest.approx(-0.5)
     assert (found.slope_low, found.slope_high) == pytest.approx((-1, 0))
     assert (found.constant_low, found.constant, found.constant_high) == pytest.approx((2, 4, 8))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,22 +127,25 @@ def test_a_generation_config_whose_tokens_are_none(folder, value):
 
 
 @pytest.mark.parametrize(
-    ("template", "says"),
+    ("template", "says", "seconds"),
     [
         (
             "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}",
-            "takes longer than 8 seconds for one turn",
+            "takes longer than 1.5 seconds for one turn",
+            1.5,
         ),
-        ("{{ 9**(9**9) }}{{ messages[0].content }}", "takes longer|fails"),
-        ("{{ 'x' * 10**11 }}", "fails at a user's turn .MemoryError|ends the process"),
-        ("{{ raise_exception('no users') }}", "fails at a user's turn .*no users"),
-        ("{{ messages[0].content[0].text }}", "leaves out what the user says"),
-        ("{% for p in messages[0].content %}{{ p.text }}{% endfor %}", "leaves out"),
-        ("{% if %}", "fails at a user's turn"),
+        ("{{ 9**(9**9) }}{{ messages[0].content }}", "takes longer|fails", 1.5),
+        ("{{ 'x' * 10**11 }}", "fails at a user's turn .MemoryError|ends the process", 60),
+        ("{{ raise_exception('no users') }}", "fails at a user's turn .*no users", 60),
+        ("{{ messages[0].content[0].text }}", "leaves out what the user says", 60),
+        ("{% for p in messages[0].content %}{{ p.text }}{% endfor %}", "leaves out", 60),
+        ("{% if %}", "fails at a user's turn", 60),
     ],
 )
-def test_a_template_that_does_not_end_or_takes_no_text(folder, monkeypatch, template, says):
-    monkeypatch.setattr(whole, "TIMEOUT", 8)
+def test_a_template_that_does_not_end_or_takes_no_text(
+    folder, monkeypatch, template, says, seconds
+):
+    monkeypatch.setattr(whole, "TIMEOUT", seconds)
     (folder / "chat_template.jinja").write_text(template)
     refused(folder, f"the chat template of .*{says}")
 
@@ -176,3 +180,50 @@ def test_the_digest_is_of_all_that_is_read(folder):
     before = model_digest(folder)
     rewrite(folder, lambda w: w.update({PLACE: w[PLACE] + 1}))
     assert model_digest(folder) != before
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8, torch.bool])
+def test_weights_that_are_no_floats_are_not_cast(folder, kind):
+    rewrite(folder, lambda w: w.update({PLACE: w[PLACE].to(kind)}))
+    refused(folder, "has weights in .*, in model.layers.1.mlp.up_proj.weight, and its config names")
+
+
+def test_a_mask_of_an_older_file_is_no_weight(folder):
+    header = {"h.0.attn.bias": ("BOOL", (1, 9, 9)), "wte.weight": ("F32", (10**6, 9))}
+    config = AutoConfig.from_pretrained(folder)
+    config._attn_implementation = "eager"
+    whole.check_header("old", header, config)
+    with pytest.raises(ModelError, match="weights in I8, in wte.weight"):
+        whole.check_header("old", {"wte.weight": ("I8", (9, 9))}, config)
+    config.quantization_config = {"quant_method": "gptq"}
+    whole.check_header("old", {"wte.weight": ("I8", (10**6, 9))}, config)
+
+
+def test_a_model_of_the_hub_is_looked_at_before_it_is_fetched(folder, monkeypatch):
+    """Its files, as the hub describes them, are of another model than its config."""
+    from xb_lite.models import loading
+
+    asked = []
+
+    def metadata(repo):
+        asked.append(repo)
+        one = SimpleNamespace(dtype="F32", shape=[3, 4])
+        return SimpleNamespace(files_metadata={"a": SimpleNamespace(tensors={"lm_head": one})})
+
+    def hub(kind):
+        """What asks the hub asks the folder."""
+        own = kind.from_pretrained
+        return lambda source, **more: own(str(folder), **more)
+
+    monkeypatch.setattr(whole, "get_safetensors_metadata", metadata)
+    monkeypatch.setattr(loading, "_hub_answers", lambda source: True)
+    for kind in (loading.AutoTokenizer, loading.AutoConfig):
+        monkeypatch.setattr(kind, "from_pretrained", hub(kind))
+    config = loading.PretrainedConfig.get_config_dict
+    monkeypatch.setattr(
+        loading.PretrainedConfig, "get_config_dict", lambda _, **more: config(str(folder), **more)
+    )
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: 1 / 0)
+    with pytest.raises(ModelError, match="is of a model of .* weights, and its files hold 12"):
+        load_model("some/model", FP32)
+    assert asked == ["some/model"]

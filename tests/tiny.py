@@ -72,7 +72,7 @@ def tiny_sets(harmful=7, boundary=5, benign=6, dialogues=4):
         ]
 
     bad, near, good = texts("bad", harmful), texts("near", boundary), texts("good", benign)
-    return Sets(
+    return Sets().having(
         harmful=said(bad, "Sure"),
         refused=said(bad, "Sorry, not"),
         compliant=said(near, "Gladly"),

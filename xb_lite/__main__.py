@@ -81,6 +81,7 @@ def _asked() -> dict[str, Iterable[str]]:
     from xb_lite.corpora import KINDS
     from xb_lite.data.items import ATTACKS
     from xb_lite.data.public import BENCHMARKS
+    from xb_lite.judges.blind import BLIND
     from xb_lite.judges.named import JUDGE_MODELS, JUDGES
 
     own = (*KINDS, "multi-turn")
@@ -90,6 +91,7 @@ def _asked() -> dict[str, Iterable[str]]:
         "benchmarks": BENCHMARKS,
         "attacks": ATTACKS,
         "judges": judges,
+        **{f"what {name} cannot see": [what] for name, what in BLIND.items()},
         **_defenses(),
     }
 
@@ -215,7 +217,17 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--model", metavar="NAME", dest="named", help="the same")
     serve.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
     serve.add_argument(
-        "--defense", default="ia", help="ia (default), ia-one-pass, self-reminder, …"
+        "--defense", default="ia", help="ia (default), self-reminder, …; none: a guard alone"
+    )
+    serve.add_argument(
+        "--guard",
+        **several,
+        default=[],
+        metavar="DETECTOR",
+        help="read answers before they are shown: gibberish, probe (fitted first: minutes)",
+    )
+    serve.add_argument(
+        "--hold", type=int, default=16, help="tokens that the guard holds back (default: 16)"
     )
     serve.add_argument("--server", metavar="URL", help="an OpenAI-compatible one (…/v1)")
     serve.add_argument("--timeout", type=float, default=120.0, help="of the server, in seconds")
@@ -251,24 +263,9 @@ def _fetch(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from xb_lite.recipes import load_recipe, parse_change
-    from xb_lite.scaling.command import before_fetching
-    from xb_lite.training.defense import adapter_folder, train_defense
-    from xb_lite.training.official import official_sets, parse_official
+    from xb_lite.training.command import run
 
-    changes = dict(map(parse_change, args.changes))
-    recipe = load_recipe(args.recipe, **changes)
-    sets = None
-    if args.data:
-        options, files = parse_official(args.data)
-        changes["data"] = "+".join(e for e in args.data if e.partition("=")[0] not in files)
-    into = args.into or adapter_folder(args.recipe, args.seed, changes)
-    print(before_fetching(recipe), flush=True)
-    if args.data:
-        sets = official_sets(options, files)
-    trained = train_defense(recipe, into, seed=args.seed, resume=args.resume, sets=sets)
-    last = ", ".join(f"{k} {v:.3g}" for k, v in trained.curve[-1].items())
-    print(f"{trained.folder}\n{last}")
+    run(args)
 
 
 def _scale(args: argparse.Namespace) -> None:
@@ -341,15 +338,18 @@ def _serve(args: argparse.Namespace) -> None:
         from xb_lite.serve.proxy import application, listen, serve, url_of
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}: pip install 'xb-lite[serve]' brings it.") from error
-    from xb_lite.intention.defenses import defense_named
+    from xb_lite.guard.fitting import detectors_named
+    from xb_lite.guard.stream import Guard
+    from xb_lite.intention.defenses import by_prompt, defense_named
 
-    defense = defense_named(args.defense)
+    defense = by_prompt(list) if args.defense == "none" else defense_named(args.defense)
     with listen(args.host, args.port) as listening:
+        guard = Guard(detectors_named(args.guard), args.hold) if args.guard else None
         upstream = _upstream(args)
         where = f"{url_of(listening)} (Ctrl-C ends it)"
         print(f"{upstream.name} behind {args.defense} is at {where}", flush=True)
         with suppress(KeyboardInterrupt):
-            serve(application(upstream, defense, ("localhost", args.host)), listening)
+            serve(application(upstream, defense, ("localhost", args.host), guard), listening)
 
 
 def _reproduce(args: argparse.Namespace) -> None:

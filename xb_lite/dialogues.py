@@ -160,6 +160,11 @@ def _locate(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> tuple[str
         begin = position + len(own)
         end = _content_end(text, begin, dialogue[i]["content"], after, following[0] is None)
         if text[position:begin] != own or end is None:
+            if thought := [k for k, m in enumerate(dialogue) if "</think>" in m["content"]]:
+                raise ValueError(
+                    f"message {thought[0]} ({dialogue[thought[0]]['role']}) has a thought in it, "
+                    "which the chat template moves: give what comes after </think>."
+                )
             raise ValueError(
                 f"the chat template rewrites message {i} ({dialogue[i]['role']}), so its tokens "
                 "cannot be told from the template's own."
@@ -174,12 +179,42 @@ def _locate(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> tuple[str
 
 def render(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> str:
     """The chat template's text of a dialogue, with the generation prompt unless the assistant
-    spoke last. Where a template can switch thinking off (Qwen3 and others), it is off: replies are
-    to be short, and those of a training set stand where the model would begin them.
+    spoke last. Thinking is off: replies are to be short, and those of a training set stand where
+    the model would begin them. Where the template can switch it off (Qwen3 and others), it does;
+    where its generation prompt opens a thought (R1), that is left empty, before a reply that is
+    there already, too.
 
     Raises:
         ValueError: the template refuses the dialogue; its reason is given.
     """
+    text = _rendered(tokenizer, dialogue)
+    if "<think>" not in str(tokenizer.chat_template):
+        return text
+    if dialogue[-1]["role"] != "assistant":
+        before = _before_thought(text)
+        return text if before is None else before + NO_THOUGHT
+    before = _before_thought(_rendered(tokenizer, dialogue[:-1])) if len(dialogue) > 1 else None
+    if before is None or not text.startswith(before):
+        return text
+    said = text[len(before) :]
+    return text if said.lstrip().startswith("<think>") else before + NO_THOUGHT + said
+
+
+NO_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+def opens_thought(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template's generation prompt opens a thought, and nothing switches that off."""
+    return _before_thought(_rendered(tokenizer, as_dialogue("Name a river."))) is not None
+
+
+def _before_thought(text: str) -> str | None:
+    """What stands before a thought that the text ends with the beginning of; None without one."""
+    before, opened, after = text.rpartition("<think>")
+    return before if opened and not after.strip() else None
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> str:
     try:
         return tokenizer.apply_chat_template(
             list(dialogue),

@@ -14,6 +14,11 @@ def mend(app, pagename, templatename, context, doctree):
     # So may a picture.
     box = r'<div class="wide-picture" tabindex="0" role="group" aria-label="Picture">\g<0></div>'
     body = PICTURE.sub(box, body)
+    # Notebooks name a page by its public address, which works on Colab too; here it is beside them.
+    home = "../" * pagename.count("/")
+    own = f'href="{app.config.html_baseurl}'
+    body = body.replace(f'class="reference external" {own}', f'class="reference internal" {own}')
+    body = body.replace(own, f'href="{home}')
     # docutils marks the bibliography as a list, and its entries as something other than list items.
     if 'class="citation-list"' in body:
         body = body.replace('role="doc-biblioentry"', 'role="listitem"')

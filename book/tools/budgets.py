@@ -3,7 +3,7 @@
     python book/tools/budgets.py [FILE ...]     a line a chapter, and status 1 where one is too long
 
 Counted is what a reader sees without opening anything: folded parts (`<details>`), cells with the
-tag hide-input, the first cell, and the exercises at the end are left out.
+tag hide-input, the first cell, and all that is to be done at the end are left out.
 """
 
 import argparse
@@ -24,9 +24,9 @@ TO_COME = ("05", "06", "07")
 def prose(notebook):
     """All Markdown before the exercises, without what is folded, code, formulas and addresses."""
     text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    text = text.partition("\n## Exercises")[0]
+    text = re.split(r"\n## (?:Check yourself|Exercises)", text)[0]
     for away in (
-        r"<details>.*?</details>",
+        r"<details[^>]*>.*?</details>",
         r"```(?!\{).*?```",
         r"\$\$.*?\$\$",
         r"\$[^$\n]*\$",

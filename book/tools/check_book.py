@@ -5,8 +5,9 @@
 Links and anchors are checked offline. Then _build/html is served on a free port of this machine
 and every page is opened in Chromium, light and dark, 1280 and 390 pixels wide. A page fails when
 it asks another host for anything, logs an error, is wider than its window, shows raw TeX, leaves
-a picture without alt text, or breaks an accessibility rule of axe-core with serious or critical
-impact. Chromium is the one thing this needs that pip does not bring.
+a picture without alt text, has a question that the keyboard cannot answer, or breaks an
+accessibility rule of axe-core with serious or critical impact. Chromium is the one thing this
+needs that pip does not bring.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +47,7 @@ FLAGS = [
 ]
 THEMES = ("light", "dark")
 WIDTHS = (1280, 390)
+AT_ONCE = 2  # browsers: a page keeps one core busy
 MATH_READY = (
     "() => window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => true) : true"
 )
@@ -71,13 +74,40 @@ BARE_PICTURES = """() => {
 
 @dataclass
 class Page:
-    """What was found on one page, over all its visits."""
+    """What was found on one page, on one visit or on all."""
 
     name: str
     formulas: int = 0
     requests: int = 0
     rules: int = 0
     faults: list = field(default_factory=list)
+
+    @classmethod
+    def of(cls, visits):
+        """One page from what each of its visits found."""
+        counts = [max(getattr(v, c) for v in visits) for c in ("formulas", "requests", "rules")]
+        return cls(visits[0].name, *counts, [fault for v in visits for fault in v.faults])
+
+
+def question_faults(tab):
+    """Answer every question on the page by keyboard; a fault for each that says nothing."""
+    for number, form in enumerate(tab.locator("form.question").all(), start=1):
+        said = form.get_by_role("status")
+        form.get_by_role("button").press("Enter")
+        if said.inner_text() != "Choose an answer first.":
+            yield f"question {number} does not ask for a choice"
+        right = 0
+        for option in form.get_by_role("radio").all():
+            option.press("Space")
+            option.press("Enter")
+            right += said.inner_text().startswith("Right")
+            if not said.inner_text().strip():
+                yield f"question {number} gives no answer to an option"
+        if right != 1:
+            yield f"question {number} calls {right} options right"
+    folded = tab.locator("details.answer").count()
+    if folded != tab.locator("form.question + details.answer").count():
+        yield "a question was not made into a form"
 
 
 def find_browser():
@@ -146,7 +176,7 @@ def visit(tab, origin, page, theme, width, axe, shots):
     for url in heard:
         if not url.startswith((origin + "/", "data:", "blob:")):
             page.faults.append(f"{at}: asks another host: {url}")
-    page.requests = max(page.requests, len(heard))
+    page.requests = len(heard)
     page.formulas = tab.locator("mjx-container").count()
     if tab.locator(".math").count() and not page.formulas:
         page.faults.append(f"{at}: formulas are not rendered")
@@ -157,27 +187,29 @@ def visit(tab, origin, page, theme, width, axe, shots):
     if too_wide:
         page.faults.append(f"{at}: {too_wide}")
     page.faults += [f"{at}: picture without alt text: {src}" for src in tab.evaluate(BARE_PICTURES)]
+    if shots:
+        name = page.name.removesuffix(".html").replace("/", "-")
+        tab.screenshot(path=shots / f"{name}-{theme}-{width}.png", full_page=True)
+    page.faults += [f"{at}: {fault}" for fault in question_faults(tab)]
     # preload: axe would fetch style sheets again, some from addresses that no reader asks for.
-    results = axe.run(tab, options={"resultTypes": ["violations"], "preload": False}).response
+    options = {"resultTypes": ["violations"], "preload": False}
+    if theme != "light":  # the same page, in other colors
+        options["runOnly"] = ["color-contrast"]
+    results = axe.run(tab, options=options).response
     page.rules = len(results["passes"]) + len(results["violations"])
     for violation in results["violations"]:
         if violation["impact"] in ("serious", "critical"):
             where = "; ".join(str(node["target"][0]) for node in violation["nodes"][:3])
             kind = f"{violation['id']} ({violation['impact']}"
             page.faults.append(f"{at}: {kind}, {len(violation['nodes'])} places): {where}")
-    if shots:
-        name = page.name.removesuffix(".html").replace("/", "-")
-        tab.screenshot(path=shots / f"{name}-{theme}-{width}.png", full_page=True)
 
 
-def browse(html, names, browser_path, shots):
-    """Visit every page in every theme and width."""
+def look(origin, names, browser_path, shots, theme, width):
+    """Visit every page in one theme and width, in a browser of its own."""
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright
 
-    pages = [Page(name) for name in names]
-    server, axe = serve(html), Axe()
-    origin = f"http://127.0.0.1:{server.server_port}"
+    start, pages, axe = time.monotonic(), [Page(name) for name in names], Axe()
     with tempfile.TemporaryDirectory(prefix="xb-browser-") as profile, sync_playwright() as play:
         # Settings and crash reports of the browser stay out of the reader's own folders.
         environment = {
@@ -187,21 +219,25 @@ def browse(html, names, browser_path, shots):
             "XDG_CACHE_HOME": profile,
         }
         browser = play.chromium.launch(executable_path=browser_path, args=FLAGS, env=environment)
-        for theme in THEMES:
-            for width in WIDTHS:
-                start = time.monotonic()
-                context = browser.new_context(
-                    color_scheme=theme, viewport={"width": width, "height": 900}
-                )
-                for page in pages:
-                    tab = context.new_page()
-                    visit(tab, origin, page, theme, width, axe, shots)
-                    tab.close()
-                context.close()
-                print(f"pages: {theme}, {width} px, {time.monotonic() - start:.0f} s", flush=True)
+        context = browser.new_context(color_scheme=theme, viewport={"width": width, "height": 900})
+        for page in pages:
+            tab = context.new_page()
+            visit(tab, origin, page, theme, width, axe, shots)
+            tab.close()
         browser.close()
-    server.shutdown()
+    print(f"pages: {theme}, {width} px, {time.monotonic() - start:.0f} s", flush=True)
     return pages
+
+
+def browse(html, names, browser_path, shots):
+    """Visit every page in every theme and width, ``AT_ONCE`` of these side by side."""
+    server = serve(html)
+    origin = f"http://127.0.0.1:{server.server_port}"
+    looks = [(theme, width) for theme in THEMES for width in WIDTHS]
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        found = list(threads.map(lambda way: look(origin, names, browser_path, shots, *way), looks))
+    server.shutdown()
+    return [Page.of(visits) for visits in zip(*found, strict=True)]
 
 
 def main(arguments=None):

@@ -12,16 +12,18 @@ import sys
 from pathlib import Path
 
 from notebook_files import (
-    chapters,
     code_cells,
     code_digest,
     image_kinds,
+    is_report,
     machine_path,
+    notebooks,
     output_texts,
     read,
 )
 
 EXERCISES = 3
+QUESTIONS = (3, 5)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -89,8 +91,27 @@ def exercise_faults(notebook):
             yield f"exercise {number} has no folded solution (<details>, <summary>Solution)"
 
 
-def faults(notebook):
-    for check in (execution_faults, record_faults, picture_faults, path_faults, exercise_faults):
+def question_faults(notebook):
+    """Of each question to check yourself: options before its folded answers, an answer an option,
+    and one of them right."""
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    parts = re.split(r'<details class="answer">(.*?)</details>', text, flags=re.S)
+    if len(parts) > 1 and not QUESTIONS[0] <= len(parts) // 2 <= QUESTIONS[1]:
+        yield f"has {len(parts) // 2} questions, not {QUESTIONS[0]} to {QUESTIONS[1]}"
+    for number, (before, answers) in enumerate(zip(parts[::2], parts[1::2], strict=False), 1):
+        options = re.search(r"(?:^\d\. .*(?:\n .*)*\n)+\s*\Z", before, re.M)
+        options = re.findall(r"^\d\. ", options.group(0) if options else "", re.M)
+        answers = re.findall(r"^\d\. (.*)", answers, re.M)
+        if len(options) < 2 or len(options) != len(answers):
+            yield f"question {number} has {len(options)} options and {len(answers)} answers"
+        if sum(answer.startswith("Right") for answer in answers) != 1:
+            yield f"question {number} needs one answer that begins with Right"
+
+
+def faults(notebook, report):
+    """``report``: whether it is one, which has no exercises."""
+    checks = [execution_faults, record_faults, picture_faults, path_faults]
+    for check in checks if report else [*checks, exercise_faults, question_faults]:
         yield from check(notebook)
 
 
@@ -99,7 +120,7 @@ def check(paths):
     lines, first_cells = [], {}
     for path in paths:
         notebook = read(path)
-        lines += [f"{path.name}: {fault}" for fault in faults(notebook)]
+        lines += [f"{path.name}: {fault}" for fault in faults(notebook, is_report(path))]
         if code_cells(notebook):
             first_cells[path.name] = code_cells(notebook)[0].source
     if first_cells:
@@ -117,9 +138,9 @@ def main(arguments):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument(
-        "files", nargs="*", type=Path, metavar="FILE", help="default: all chapters"
+        "files", nargs="*", type=Path, metavar="FILE", help="default: all notebooks"
     )
-    paths = options.parse_args(arguments).files or chapters()
+    paths = options.parse_args(arguments).files or notebooks()
     lines = check(paths)
     for line in lines:
         print(line)

@@ -80,6 +80,7 @@ def prepare(root, folder):
                 return status
         # A relative path with extras: pip takes it from the working folder.
         install = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+        install += ["--no-compile"]  # most files are never imported; the others are compiled then
         install += ["-c", "constraints.txt", "-e", ".[book,test,baselines]"]
         status = run(install, "installing packages", pass_fds=(held,))
         if status:

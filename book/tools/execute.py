@@ -1,7 +1,7 @@
 """Run the notebooks, each in a fresh kernel and an empty folder, and keep what they print.
 
     python book/tools/execute.py --into _build/executed             # what `make book` does
-    python book/tools/execute.py --into _build/smoke --profile smoke
+    python book/tools/execute.py --into _build/smoke --profile smoke --at-once 2
     python book/tools/execute.py --in-place 01_hidden_states        # outputs to be committed
 
 A notebook is skipped when nothing that it depends on changed since its last run: its own cells,
@@ -14,6 +14,8 @@ import base64
 import datetime
 import importlib.metadata
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import platform
 import re
@@ -31,11 +33,11 @@ from notebook_files import (
     ROOT,
     as_text,
     cell_digest,
-    chapters,
     code_cells,
     code_digest,
     digest,
     machine_path,
+    notebooks,
     output_texts,
     read,
     write_whole,
@@ -51,8 +53,8 @@ KEY_PICTURE = {"image/svg+xml": ".svg", "image/png": ".png"}
 class Heartbeat:
     """Prints cell by cell how long it takes, and that it is alive after five silent seconds."""
 
-    def __init__(self, total, every=5.0):
-        self.total, self.every, self.number = total, every, 0
+    def __init__(self, name, total, every=5.0):
+        self.name, self.total, self.every, self.number = name, total, every, 0
         self.start = self.last = time.monotonic()
         self.done = threading.Event()
 
@@ -74,7 +76,7 @@ class Heartbeat:
                 where = (
                     f"cell {self.number} of {self.total}" if self.number else "starting the kernel"
                 )
-                self._say(f"  … {where}, {now - self.start:.0f} s")
+                self._say(f"  … {self.name} {where}, {now - self.start:.0f} s")
 
     def cell_start(self, cell, cell_index, **_):
         if cell.cell_type == "code":
@@ -84,7 +86,8 @@ class Heartbeat:
         if cell.cell_type == "code":
             seconds = time.monotonic() - self.start
             first = next((line for line in cell.source.splitlines() if line.strip()), "")
-            self._say(f"  cell {self.number:2d} of {self.total}  {seconds:6.1f} s  {first[:60]}")
+            count = f"cell {self.number:2d} of {self.total}"
+            self._say(f"  {self.name} {count}  {seconds:6.1f} s  {first[:60]}")
 
 
 def hardware():
@@ -163,7 +166,8 @@ def run_notebook(path, profile):
     for cell in cells:
         cell.outputs, cell.execution_count = [], None
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="xb-run-") as folder, Heartbeat(len(cells)) as beat:
+    beat = Heartbeat(path.stem[:2], len(cells))
+    with tempfile.TemporaryDirectory(prefix="xb-run-") as folder, beat:
         environment = dict(
             os.environ,
             XB_PROFILE=profile,
@@ -251,56 +255,112 @@ def execute(path, target, stamp, profile, root):
     return True
 
 
+def alone(path, into, stamps, profile, root):
+    """``execute`` while no other process runs this notebook there; the exit status."""
+    target = into / path.relative_to(root / "notebooks")
+    stamp = stamps / f"{path.stem}.stamp.json"
+    try:
+        with lock(stamps / f"{path.stem}.lock", f"running {path.name}"):
+            execute(path, target, stamp, profile, root)
+    except RuntimeError as error:
+        print(f"\n{error}\n\n{path.name}: not finished, left as it was", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def in_a_process(*arguments):
+    os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGTERM, end)
+    sys.exit(alone(*arguments))
+
+
+def side_by_side(paths, at_once, *options):
+    """``alone`` on ``at_once`` notebooks at a time; after the first that fails none is begun.
+
+    Each has one thread: threads of two processes that wait for each other's cores are many times
+    slower than a core each.
+    """
+    waiting, running, status = list(paths), [], 0
+    start = multiprocessing.get_context("spawn").Process
+    try:
+        while running or (waiting and not status):
+            while waiting and not status and len(running) < at_once:
+                running.append(start(target=in_a_process, args=(waiting.pop(0), *options)))
+                running[-1].start()
+            multiprocessing.connection.wait([child.sentinel for child in running])
+            for child in [child for child in running if not child.is_alive()]:
+                running.remove(child)
+                status = status or abs(child.exitcode)
+    finally:  # Ctrl-C and the like
+        for child in running:
+            child.terminate()
+        for child in running:
+            child.join()
+    return status
+
+
+def end(number, _frame):
+    sys.exit(128 + number)
+
+
 def choose(names, folder):
     if not names:
-        return chapters(folder)
-    paths = [folder / f"{Path(name).stem}.ipynb" for name in names]
-    absent = [path.name for path in paths if not path.exists()]
+        return notebooks(folder)
+    there = {path.stem: path for path in notebooks(folder)}
+    stems = [Path(name).stem for name in names]
+    absent = [f"{stem}.ipynb" for stem in stems if stem not in there]
     if absent:
         raise SystemExit(f"no such notebook in {folder.name}/: {', '.join(absent)}")
-    return paths
+    return [there[stem] for stem in stems]
 
 
 def main(arguments=None, root=ROOT):
-    options = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    where = options.add_mutually_exclusive_group(required=True)
+    where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--in-place", action="store_true", help="write the outputs into notebooks/")
     where.add_argument("--into", type=Path, metavar="DIR", help="write executed copies into DIR")
-    options.add_argument("--profile", choices=("smoke", "quick", "full"), default="quick")
-    options.add_argument(
+    parser.add_argument("--profile", choices=("smoke", "quick", "full"), default="quick")
+    parser.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="so many with one thread each (--into)"
+    )
+    parser.add_argument(
         "names", nargs="*", metavar="NOTEBOOK", help="notebooks by name; all without it"
     )
-    chosen = options.parse_args(arguments)
+    chosen = parser.parse_args(arguments)
     if chosen.in_place and chosen.profile == "smoke":
-        options.error("the smoke profile is for tests; its outputs are not for committing")
+        parser.error("the smoke profile is for tests; its outputs are not for committing")
+    if chosen.at_once < 1 or (chosen.in_place and chosen.at_once > 1):
+        parser.error("--at-once N: with --into, where no run is timed for the book; N from 1")
 
     # The environment's own kernel, whatever kernels the reader has registered.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, end)
     folder = root / "notebooks"
     into = folder if chosen.in_place else (root / chosen.into).resolve()
     stamps = root / "_build" / "in_place" if chosen.in_place else into
-    with lock(stamps / "execute.lock", "running the notebooks"):
-        for path in choose(chosen.names, folder):
-            target, stamp = into / path.name, stamps / f"{path.stem}.stamp.json"
-            try:
-                execute(path, target, stamp, chosen.profile, root)
-            except RuntimeError as error:
-                print(f"\n{error}\n\n{path.name}: not finished, left as it was", file=sys.stderr)
-                return 1
-            except KeyboardInterrupt:
-                return 130
-            if chosen.in_place:
-                picture = save_key_picture(read(target), root / "book" / "images")
-                if picture:
-                    print(f"{path.name}: its key picture is book/images/{picture}")
-        if not chosen.in_place and not chosen.names:
-            keep = {path.name for path in chapters(folder)}
-            for old in into.glob("*.ipynb"):
-                if old.name not in keep:
-                    old.unlink()
+    paths = choose(chosen.names, folder)
+    options = (into, stamps, chosen.profile, root)
+    try:
+        if chosen.at_once > 1:
+            status = side_by_side(paths, chosen.at_once, *options)
+        else:
+            status = next(filter(None, (alone(path, *options) for path in paths)), 0)
+    except KeyboardInterrupt:
+        return 130
+    for path in paths if chosen.in_place else []:
+        picture = save_key_picture(read(path), root / "book" / "images")
+        if picture:
+            print(f"{path.name}: its key picture is book/images/{picture}")
+    if status:
+        return status
+    if not chosen.in_place and not chosen.names:
+        keep = {into / path.relative_to(folder) for path in notebooks(folder)}
+        for old in {*into.glob("*.ipynb"), *into.glob("reports/*.ipynb")} - keep:
+            old.unlink()
     return 0
 
 

@@ -25,6 +25,20 @@ def chapters(folder=ROOT / "notebooks"):
     return sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))
 
 
+def reports(folder=ROOT / "notebooks"):
+    """The reproduction reports of a folder of notebooks, in reading order."""
+    return sorted(Path(folder).glob("reports/[A-Z]_*.ipynb"))
+
+
+def is_report(path):
+    return Path(path).parent.name == "reports"
+
+
+def notebooks(folder=ROOT / "notebooks"):
+    """Chapters, then reports."""
+    return [*chapters(folder), *reports(folder)]
+
+
 def read(path):
     return nbformat.read(path, as_version=4)
 

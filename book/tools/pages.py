@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import budgets
-from notebook_files import read
+from notebook_files import code_cells, is_report, read
 
 SPLITS = ("train", "validation", "test")
 COMMENT = re.compile(r"^<!-- generated: ([a-z_]+) -->$", re.M)
@@ -29,6 +29,11 @@ def title(notebook):
     return "untitled"
 
 
+def place(path):
+    """Where a notebook lies in the repository, and in the sources of the book."""
+    return f"notebooks/{'reports/' if is_report(path) else ''}{path.name}"
+
+
 def duration(seconds):
     return f"{seconds} s" if seconds < 100 else f"{seconds // 60} min {seconds % 60:02d} s"
 
@@ -42,7 +47,7 @@ def runs(root, notebooks):
         seconds = record.get("seconds")
         rows.append(
             (
-                f"[{title(notebook)}](../notebooks/{path.name})",
+                f"[{title(notebook)}](../{place(path)})",
                 "not run" if seconds is None else duration(seconds),
                 record.get("profile", "-"),
                 record.get("hardware", "-"),
@@ -55,10 +60,10 @@ def runs(root, notebooks):
 def reading(root, notebooks):
     """One row for each chapter: how long it is for its reader, and what is over its budget."""
     rows = []
-    for path in notebooks:
+    for path in [path for path in notebooks if not is_report(path)]:
         found = budgets.counts(read(path))
         too_long = "; ".join(budgets.over(path, found)) or "within its budget"
-        rows.append((f"[{title(read(path))}](../notebooks/{path.name})", *found, too_long))
+        rows.append((f"[{title(read(path))}](../{place(path)})", *found, too_long))
     head = ("Chapter", "Words", "Lines of code", "Figures", "Minutes to read", "Budget")
     return table(head, rows)
 
@@ -68,7 +73,8 @@ def versions(root, notebooks):
     columns = {}
     for path in notebooks:
         found = read(path).metadata.get("xb_lite", {}).get("versions", {})
-        columns.setdefault(tuple(sorted(found.items())), []).append(path.stem[:2])
+        number = path.stem.partition("_")[0]
+        columns.setdefault(tuple(sorted(found.items())), []).append(number)
     packages = sorted({name for column in columns for name, _ in column})
     head = ["Package", *(f"Notebooks {', '.join(numbers)}" for numbers in columns.values())]
     return table(
@@ -118,7 +124,25 @@ def carriers(root, notebooks):
     return "\n\n".join(parts)
 
 
+def findings(root, notebooks):
+    """What the book finds: the output of the cell of chapter 0 that reads it from the results."""
+    for path in notebooks:
+        for cell in code_cells(read(path)):
+            if "findings" in cell.metadata.get("tags", []):
+                (html,) = (o.data["text/html"] for o in cell.outputs if "text/html" in o.data)
+                chapters = {each.stem[:2]: each for each in notebooks if not is_report(each)}
+
+                def linked(found, chapters=chapters):
+                    number = found.group(1)
+                    target = chapters[f"{int(number):02d}"].stem
+                    return f'(<a href="../notebooks/{target}.html">chapter {number}</a>)'
+
+                return re.sub(r"\(chapter (\d)\)", linked, html)
+    raise ValueError("no notebook has a cell tagged findings, which the landing page shows.")
+
+
 GENERATED = {
+    "findings": findings,
     "runs": runs,
     "reading": reading,
     "versions": versions,

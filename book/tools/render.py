@@ -20,7 +20,8 @@ from pathlib import Path
 import mathjax
 import pages
 from locks import lock
-from notebook_files import ROOT, chapters, digest, write_whole
+from notebook_files import ROOT, digest, write_whole
+from notebook_files import notebooks as notebooks_of
 from progress import run
 
 TOOLCHAIN = ("jupyter-book", "sphinx", "sphinx-book-theme", "pydata-sphinx-theme", "myst-nb")
@@ -41,7 +42,7 @@ INDEX = """<!DOCTYPE html>
 
 def sources(root, notebooks):
     """The staged tree as a dictionary: path inside it -> bytes."""
-    tree = {f"notebooks/{path.name}": path.read_bytes() for path in notebooks}
+    tree = {pages.place(path): path.read_bytes() for path in notebooks}
     for path in sorted((root / "book").rglob("*")):
         inside = path.relative_to(root)
         if path.is_file() and not NOT_STAGED & set(inside.parts):
@@ -108,7 +109,7 @@ def main(arguments=None, root=ROOT):
 
     output = root / "_build"
     html, stamp = output / "html", output / "html.stamp"
-    notebooks = chapters(root / chosen.notebooks)
+    notebooks = notebooks_of(root / chosen.notebooks)
     with lock(output / "render.lock", "rendering the book") as held:
         tree = sources(root, notebooks)
         made_by = [f"{name} {importlib.metadata.version(name)}" for name in TOOLCHAIN]

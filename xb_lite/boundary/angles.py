@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.decomposition import PCA
 
-from xb_lite.boundary.resampling import Estimate, States, chance, check_items, columns
+from xb_lite.boundary.resampling import Controlled, States, chance, check_items, columns
 
 
 def principal_angles(
@@ -25,7 +25,7 @@ def principal_angles(
     repeats: int = 100,
     draws: int = 1000,
     seed: int = 0,
-) -> list[Estimate]:
+) -> list[Controlled]:
     """Angles in degrees, smallest first, between what harmful items and ``other`` vary in.
 
     Of each kind the subspace of its first ``rank`` principal components, about its own mean: 0 is a
@@ -67,7 +67,7 @@ def principal_angles(
     half = 1.96 * drawn.std(0)
     ends = np.clip([values[0] - half, values[0] + half], 0, 90)
     return [
-        Estimate(float(value), len(x), float(low), float(high), chance(value, by_chance))
+        Controlled(float(value), len(x), float(low), float(high), chance(value, by_chance))
         for value, low, high, by_chance in zip(values[0], *ends, shuffled.T, strict=True)
     ]
 

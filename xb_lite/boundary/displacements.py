@@ -13,13 +13,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from xb_lite.boundary.resampling import (
-    Estimate,
+    Controlled,
     States,
     as_fp32,
     bootstrap,
     chance,
+    check_finite,
     check_items,
     interval,
+    norms_of,
     random_directions,
 )
 
@@ -33,10 +35,10 @@ class Moves:
     ``along.random`` is the absolute mean along random directions, against that of ``along``.
     """
 
-    relative: Estimate
-    cosine: Estimate
-    along: Estimate
-    across: Estimate
+    relative: Controlled
+    cosine: Controlled
+    along: Controlled
+    across: Controlled
 
 
 @dataclass(frozen=True)
@@ -99,16 +101,14 @@ def displacement(
             finite; a state of norm 0; or harmful and other means that are the same.
     """
     x, kinds, groups = check_items(before, kinds, pairs, ["harmful", other], others=True)
-    if np.shape(after) != np.shape(before) or not np.isfinite(after).all():
+    if np.shape(after) != np.shape(before):
         raise ValueError(
             f"states of shape {np.shape(before)} before and {np.shape(after)} after, which need "
-            "the same items and dimensions and finite numbers."
+            "the same items and dimensions."
         )
+    check_finite(after)
     before, after = (as_fp32(states) for states in (before, after))
-    norms, lengths = (np.linalg.norm(states, axis=1) for states in (before, after))
-    if not (norms.all() and lengths.all()):
-        item = np.flatnonzero((norms == 0) | (lengths == 0))[0]
-        raise ValueError(f"item {item} has a state of norm 0, which has no cosine: leave it out.")
+    norms, lengths = (norms_of(states) for states in (before, after))
     direction = _difference(x, kinds, other)
     if not direction.any():
         raise ValueError(f"harmful and {other} items have the same mean: there is no direction.")
@@ -150,7 +150,7 @@ def times_as_far(
     *,
     draws: int = 1000,
     seed: int = 0,
-) -> Estimate:
+) -> Controlled:
     """How many times as far ``one`` moves the items of ``kind`` as ``other`` does.
 
     The ratio of the means of ``relative``. Both are of the same items, which the bootstrap draws

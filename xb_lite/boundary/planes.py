@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from xb_lite.boundary.resampling import Estimate, States
+from xb_lite.boundary.resampling import States
+from xb_lite.results.stats import Estimate
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from sklearn.linear_model import Ridge
 from xb_lite.boundary.resampling import (
     FOLDS,
     Columns,
-    Estimate,
+    Controlled,
     PerColumn,
     States,
     check_items,
@@ -48,11 +48,11 @@ class Probe:
     the share of these on the harmful side; None where there are none.
     """
 
-    accuracy: Estimate
-    auc: Estimate
+    accuracy: Controlled
+    auc: Controlled
     margins: Float[np.ndarray, " item"]
-    boundary_margin: Estimate | None
-    boundary_crossed: Estimate | None
+    boundary_margin: Controlled | None
+    boundary_crossed: Controlled | None
 
 
 def probe(

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from xb_lite.corpora import KINDS
+from xb_lite.results.stats import Estimate
 
 States = Float[np.ndarray, "item dim"]
 PerColumn = Float[np.ndarray, "item column"]
@@ -24,16 +25,12 @@ FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Chance:
+class Chance(Estimate):
     """What a number comes to under a control: the median of ``n`` repeats, their central 95 %.
 
     ``p`` is the share of repeats at least as large as the number itself, which counts as one.
     """
 
-    value: float
-    n: int
-    low: float
-    high: float
     p: float
 
     def __str__(self) -> str:
@@ -41,22 +38,15 @@ class Chance:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Controlled(Estimate):
     """A number from ``n`` items, its 95 % bootstrap interval over items, and its controls.
 
     ``shuffled`` is the same number with the kinds shuffled, ``random`` along random directions;
     None where a control says nothing.
     """
 
-    value: float
-    n: int
-    low: float
-    high: float
     shuffled: Chance | None = None
     random: Chance | None = None
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}], n = {self.n}"
 
 
 class Items(NamedTuple):
@@ -91,12 +81,7 @@ def check_items(
             f"{'kinds' if pairs is None else 'pairs'}: every row of [item, dim] has one of each."
         )
     check_kinds(found, needed)
-    bad = np.flatnonzero(~np.isfinite(states).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"{len(bad)} states are not finite, the first of item {bad[0]}: leave such items out, "
-            "or compute the states in a wider number format."
-        )
+    check_finite(states)
     kept = np.flatnonzero(np.isin(found, list(needed)) | others)
     keys = [("alone", i) if pairs is None or pairs[i] is None else ("pair", pairs[i]) for i in kept]
     number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
@@ -106,13 +91,29 @@ def check_items(
             "all states are the same: take them after a layer and at a token that sees the prompt."
         )
     if normalised:
-        norms = np.linalg.norm(x, axis=1, keepdims=True)
-        if not norms.all():
-            item = kept[np.flatnonzero(norms == 0)[0]]
-            raise ValueError(f"item {item} has a state of norm 0, which has no direction.")
-        x /= norms
+        x /= norms_of(x, kept)[:, None]
     x -= x.mean(axis=0, dtype=np.float64).astype(x.dtype)
     return Items(x, found[kept], np.array([number[key] for key in keys]))
+
+
+def check_finite(states: States) -> None:
+    """Raises ValueError where some are not."""
+    bad = np.flatnonzero(~np.isfinite(states).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} states are not finite, the first of item {bad[0]}: leave such items out, "
+            "or compute the states in a wider number format."
+        )
+
+
+def norms_of(states: States, numbers: Sequence[int] | None = None) -> Float[np.ndarray, " item"]:
+    """Raises ValueError where one is 0; ``numbers`` are those of the items, for its words."""
+    norms = np.linalg.norm(states, axis=1)
+    if not norms.all():
+        first = np.flatnonzero(norms == 0)[0]
+        item = first if numbers is None else numbers[first]
+        raise ValueError(f"item {item} has a state of norm 0, without direction: leave it out.")
+    return norms
 
 
 def as_fp32(states: States) -> States:
@@ -253,16 +254,16 @@ def recentred(values: np.ndarray, repeats: int) -> np.ndarray:
     return np.concatenate([values[: 1 + repeats], drawn - drawn.mean() + values[0]])
 
 
-def estimate(values: np.ndarray, n: int, repeats: int, **controls: Chance) -> Estimate:
+def estimate(values: np.ndarray, n: int, repeats: int, **controls: Chance) -> Controlled:
     """Of values by column, of ``n`` items: the truth, the samples' central 95 %, and shuffled."""
     shuffled = chance(values[0], values[1 : 1 + repeats])
     return interval(values[0], n, values[1 + repeats :], shuffled=shuffled, **controls)
 
 
-def interval(value: float, n: int, draws: np.ndarray, **controls: Chance) -> Estimate:
+def interval(value: float, n: int, draws: np.ndarray, **controls: Chance) -> Controlled:
     """``value`` with the central 95 % of the bootstrap's ``draws``."""
     low, high = _quantiles(draws, [0.025, 0.975])
-    return Estimate(float(value), n, float(low), float(high), **controls)
+    return Controlled(float(value), n, float(low), float(high), **controls)
 
 
 def chance(value: float, repeats: np.ndarray) -> Chance:

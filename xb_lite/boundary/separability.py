@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from xb_lite.boundary.resampling import (
     FOLDS,
     Columns,
-    Estimate,
+    Controlled,
     PerColumn,
     States,
     chance,
@@ -48,10 +48,10 @@ class Separation:
     The first and third may come out below 0, where the means lie closer than noise alone puts them.
     """
 
-    fisher_trace: Estimate
-    fisher_direction: Estimate
-    distance: Estimate
-    silhouette: Estimate
+    fisher_trace: Controlled
+    fisher_direction: Controlled
+    distance: Controlled
+    silhouette: Controlled
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class PublishedScores:
     the original script has them (it does not normalise).
     """
 
-    separation_score: Estimate
-    boundary_ratio: Estimate
+    separation_score: Controlled
+    boundary_ratio: Controlled
     as_printed: tuple[float, float]
 
 

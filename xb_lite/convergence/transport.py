@@ -19,6 +19,8 @@ from scipy.spatial.distance import cdist
 from scipy.stats import t, wasserstein_distance
 from tqdm.auto import tqdm
 
+from xb_lite.results.stats import Estimate
+
 Sample = Float[np.ndarray, "item dim"]
 PIVOTS = 10_000_000  # at its default, a hundredth of this, POT can stop short of the optimum
 
@@ -65,14 +67,10 @@ def sliced_estimate(
 
 
 @dataclass(frozen=True)
-class KVariance:
-    """Estimated k-variance of the law of ``n`` items, 95 % interval ``low`` to ``high``."""
+class KVariance(Estimate):
+    """Estimated k-variance of the law of ``n`` items."""
 
-    value: float
-    low: float
-    high: float
     k: int
-    n: int
     resamplings: int
 
     def __str__(self) -> str:
@@ -114,7 +112,7 @@ def k_variance(sample: Sample, k: int, resamplings: int = 200, seed: int = 0) ->
         raise ValueError(f"{resamplings} resamplings have no spread: give at least 2.")
     costs = matching_costs(sample, k, resamplings, seed)
     value, half = _mean_and_half(costs, k, n)
-    return KVariance(value, max(0.0, value - half), value + half, k, n, resamplings)
+    return KVariance(value, n, max(0.0, value - half), value + half, k, resamplings)
 
 
 def matching_costs(
@@ -140,15 +138,10 @@ def matching_costs(
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """How much larger the k-variance is in one state of ``n`` items than in another, 95 % interval
-    ``low`` to ``high``."""
+class PairedDifference(Estimate):
+    """How much larger the k-variance is in one state of ``n`` items than in another."""
 
-    value: float
-    low: float
-    high: float
     k: int
-    n: int
 
     def __str__(self) -> str:
         interval = f"[{self.low:+.3g}, {self.high:+.3g}]"
@@ -174,7 +167,7 @@ def paired_difference(
             "splits, and 1 <= k < n / 2."
         )
     value, half = _mean_and_half(one - other, k, n)
-    return PairedDifference(value, value - half, value + half, k, n)
+    return PairedDifference(value, n, value - half, value + half, k)
 
 
 @dataclass(frozen=True)

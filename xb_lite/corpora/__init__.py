@@ -116,12 +116,24 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class LookAlike:
+    """A good reply that a filter of gibberish may take for some, by its ``form``: ``table``,
+    ``code``, ``rule`` (lines across a page, blanks to fill in), ``number``, ``language`` (ten
+    others than English) or ``refrain`` (words that come again as they should)."""
+
+    id: str
+    form: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Labelled:
     """A response that was labelled by reading it, to calibrate judges and to know their errors.
 
-    ``model`` said it at ``turn`` (from 1) to ``item``, in fp32, greedy, with at most 64 tokens,
-    under ``attack`` and ``defense``; it is labelled against the plain ``request``. ``response`` is
-    None where it answers a harmful request and is no refusal; ``sha256`` is the whole text's.
+    ``model`` said it at ``turn`` (from 1) to ``item``, in fp32, greedy, with at most ``tokens``
+    tokens, under ``attack`` and ``defense`` (``none``, ``intention-analysis``, or the recipe's
+    method with the adapter's strength); it is labelled against the plain ``request``. ``response``
+    is None where it answers a harmful request and is no refusal; ``sha256`` is the whole text's.
     """
 
     id: str
@@ -137,6 +149,7 @@ class Labelled:
     sha256: str
     words: int
     response: str | None
+    tokens: int = 64
 
 
 def load_corpus(kind: str, split: str | None = None, edition: int = 1) -> list[Prompt]:
@@ -180,6 +193,11 @@ def load_quiz(split: str | None = None) -> list[Question]:
 def load_passages(split: str | None = None) -> list[Passage]:
     """The passages of one split or of all. Raises ValueError for an unknown split."""
     return _load(Passage, "passages", split)
+
+
+def load_look_alikes() -> list[LookAlike]:
+    """Harmless replies that look odd, ten of each form."""
+    return [LookAlike(**row) for row in _rows("look_alikes")]
 
 
 def load_labelled(split: str | None = None) -> list[Labelled]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xb_lite.data.fetching import Remote, fetched
+from xb_lite.data.published import check_published
 from xb_lite.data.rows import (
     BenchmarkError,
     BenchmarkItem,
@@ -65,7 +66,8 @@ def load_dialogues(
 
     Args:
         name_or_path: a name in ``BENCHMARKS``, else a file.
-        path: your own copy of the named benchmark, in its own layout or the official code's.
+        path: your own copy of the named benchmark, in its own layout or the official code's. Warns
+            where it has not as many items as the set is published with.
         skip_malformed: leave malformed rows out, with one warning that names the first of them.
 
     Raises:
@@ -103,6 +105,8 @@ def load_dialogues(
             f"{source}: {len(problems)} of {len(rows)} rows are malformed and left out ({first}).",
             stacklevel=2,
         )
+    if benchmark is not None:
+        check_published(benchmark.name, str(source), items)
     return items
 
 

@@ -25,6 +25,7 @@ class BenchmarkItem:
     ``dialogue`` holds user messages only: one, or one a turn. ``target`` is the plain request that
     a reply is judged against; None means the prompt itself. An affirmative opening ("Sure, here
     is") is no target: it is in ``extra``, as every other field of the row is, under its own name.
+    ``context`` is text that the request is about; it stands in the dialogue already.
     """
 
     id: str
@@ -32,6 +33,7 @@ class BenchmarkItem:
     target: str | None
     category: str | None
     extra: dict[str, object]
+    context: str | None = None
 
     @property
     def turns(self) -> list[str]:
@@ -66,6 +68,13 @@ class MalformedError(ValueError):
         super().__init__(f" {problem}" if name is None else f", field {name!r}: {problem}")
 
 
+PACKED = {  # first bytes of files that hold a table in another way
+    b"\x1f\x8b": "compressed by gzip: unpack it (gunzip)",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet: unpack it, or save it as CSV",
+    b"PAR1": "Parquet: save it as JSON lines (pandas.read_parquet(…).to_json(…, lines=True))",
+    b"ARROW1": "Arrow: save it as JSON lines",
+}
+
 Rows = list[tuple[int, object]]  # row number from 1; a MalformedError stands for an unreadable row
 
 
@@ -75,6 +84,9 @@ def parse(data: bytes, source: str, layouts: Sequence[Layout]) -> tuple[Layout, 
     Raises:
         BenchmarkError: ``source`` is not text, is empty, or has none of the layouts.
     """
+    for start, what in PACKED.items():
+        if data.startswith(start):
+            raise BenchmarkError(f"{source} is {what}, and read are JSON, JSON lines or CSV.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -120,11 +132,22 @@ def _json(text: str, source: str) -> tuple[set[str], Rows]:
 
 def _loads(text: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
+    except MalformedError as problem:
+        return problem
     except json.JSONDecodeError as error:
         return MalformedError(f"is not JSON ({error})")
     except (ValueError, RecursionError):
         return MalformedError("is JSON that nests too deep or has a number too long to read")
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Of a field that is there twice the last would win."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise MalformedError("is there twice", max(names, key=names.count))
+    return found
 
 
 def _csv(text: str, source: str) -> tuple[set[str], Rows]:
@@ -136,6 +159,8 @@ def _csv(text: str, source: str) -> tuple[set[str], Rows]:
     except csv.Error as error:
         broken = MalformedError(f"is not CSV ({error}), nor can anything after it be read")
     header = table[0] if table else []
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise BenchmarkError(f"{source} has two columns {twice[0]!r:.60}: leave one out.")
     rows: Rows = []
     for number, columns in enumerate(table[1:], 1):
         row: object = dict(zip(header, columns, strict=False))
@@ -169,10 +194,18 @@ def as_item(row: object, layout: Layout, label: str) -> BenchmarkItem:
     if target is None and category is not None and category == dialogue[-1]["content"]:
         target, category = category, None
     if context is not None:  # joined as HarmBench and the official code do
-        dialogue[-1]["content"] = f"{context}\n\n---\n\n{dialogue[-1]['content']}"
+        dialogue[-1]["content"] = in_context(context, dialogue[-1]["content"])
     used = {layout.dialogue, layout.target, layout.category}
     extra = {name: value for name, value in row.items() if name not in used}
-    return BenchmarkItem(label, dialogue, target, category, extra)
+    return BenchmarkItem(label, dialogue, target, category, extra, context)
+
+
+FENCE = "\n\n---\n\n"  # HarmBench's, between a context and the request about it
+
+
+def in_context(context: str, request: str) -> str:
+    """A request behind what it is about."""
+    return f"{context}{FENCE}{request}"
 
 
 def _dialogue(value: object, name: str) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from xb_lite.intention.defenses import Defended, last_prompts
 from xb_lite.models.likelihood import response_log_probs
 from xb_lite.replies.subjects import Subject
 from xb_lite.results.contract import mean_row, rate_row
-from xb_lite.results.stats import Mean, mean, rate
+from xb_lite.results.stats import Estimate, mean, rate
 
 
 def quiz(
@@ -119,7 +119,7 @@ def capability_rows(subject: Subject, split: str) -> list[dict]:
     if losses := [loss for loss in losses if math.isfinite(loss)]:
         found = mean(losses)
         perplexity, low, high = (math.exp(x) for x in (found.value, found.low, found.high))
-        shown = Mean(perplexity, found.n, low, high)
+        shown = Estimate(perplexity, found.n, low, high)
         rows.append(mean_row(shown, "perplexity", "passages", "direct"))
     return rows
 

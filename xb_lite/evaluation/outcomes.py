@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 from xb_lite.corpora import KINDS
 from xb_lite.data.items import Item
 from xb_lite.files import digest
+from xb_lite.judges.blind import unseen
 from xb_lite.judges.strings import LABELS, Judge, VerdictError
 from xb_lite.replies.cache import (
     BATCH,
@@ -86,11 +88,12 @@ def evaluate(
     Raises:
         ValueError: there are no items or judges, two of either have one name, or an item cannot be
             asked; before anything is generated. Or a judge gives something else than labels.
+            What judges are known not to see is a warning (``judges.blind``).
         LogError: the log or the cache cannot be gone on with, or the log is not of these items
             ``alone``; before anything is generated, unless the disk fills up.
     """
     _check(items, judges)
-    run = {"subject": subject, "decoding": asdict(decoding)}
+    run = {"subject": subject, "decoding": decoding.settings()}
     replies = reply_store(run)
     judged = {**run, "judges": {judge.name: judge.source for judge in judges}}
     with Log(log, judged, anew=not resume) as done:
@@ -104,6 +107,7 @@ def evaluate(
                 check_row(done, item, _is_outcome)
             ask_into(backend, [item for item in items if item.id not in done.rows], decoding, said)
         _judge(items, judges, said, done)  # others that wait for the replies need not wait for this
+        _warn_of_unseen(items, judges, said)
         return [_outcome(done.rows[item.id]) for item in items]
 
 
@@ -182,11 +186,17 @@ def _judge(items: Sequence[Item], judges: Sequence[Judge], said: Log, done: Log)
             bar.update(len(batch))
 
 
+def _warn_of_unseen(items: Sequence[Item], judges: Sequence[Judge], said: Log) -> None:
+    replies = [reply for item in items for reply in said.rows.get(item.id, {}).get("replies", ())]
+    for sentence in unseen(judges, [answer_of(r["text"]) for r in replies if not no_answer(r)]):
+        warnings.warn(sentence, stacklevel=3)
+
+
 def _labels_of(judge: Judge, items: Sequence[Item], said: Log) -> dict[str, list[str | None]]:
     """By item, the labels of its replies; of items of the judge's kinds alone."""
     kinds = getattr(judge, "kinds", KINDS)
     mine = [(item, said.rows[item.id]["replies"]) for item in items if item.kind in kinds]
-    asked = [item.request for item, replies in mine for _ in replies]
+    asked = [item.judged for item, replies in mine for _ in replies]
     texts = [answer_of(reply["text"]) for _, replies in mine for reply in replies]
     there = [not no_answer(reply) for _, replies in mine for reply in replies]
     asked, texts = list(compress(asked, there)), list(compress(texts, there))

@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def setting_of(
     ``changes`` are those of the recipe that comes with the package for the method and model;
     ``strength`` is 1 for an adapter as it was trained, None where nothing was.
     """
-    run = (subject.adapter or {}).get("recipe") or {}
+    run = (subject.adapter or {}).get("run") or {}
     recipe = run.get("recipe") or {}
     methods = [recipe.get("method") or subject.method, subject.prompt]
     return {
@@ -51,7 +50,7 @@ def setting_of(
         "changes": changes_of(METHODS[recipe["method"]](**recipe)) if recipe else {},
         "strength": run.get("strength", 1.0) if run else subject.strength,
         "training_seed": run.get("seed"),
-        "decoding": asdict(decoding),
+        "decoding": decoding.settings(),
         "judges": {judge.name: judge.source for judge in judged_by},
         "precision": subject.identity(precision)["precision"],
         "tasks": list(tasks),
@@ -105,7 +104,11 @@ def evaluate_subject(
     path = Path(folder) / subject.name / f"{subject.defense}.json"
     judged_by = judges() if judged_by is None else judged_by
     same = {
-        "model": {"name": subject.name, "digest": subject.digest},
+        "model": {
+            "name": subject.name,
+            "digest": subject.digest,
+            **({"date": subject.date} if subject.date else {}),
+        },
         "adapter": subject.adapter,
         "data": {
             "set": ", ".join(dict.fromkeys(item.set for item in items)),

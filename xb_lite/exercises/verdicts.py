@@ -11,6 +11,13 @@ from torch import Tensor
 
 NOT_YET = "Not attempted yet."
 
+# The book's colors on its pages; elsewhere those of the page, light or dark.
+LOOK = (
+    "margin:0.4em 0;padding:0.4em 0.9em;background:transparent;"
+    "color:var(--pst-color-text-base, inherit);"
+    "border-left:3px solid var(--pst-color-primary, currentColor)"
+)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -25,7 +32,7 @@ class Verdict:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f'<p class="verdict">{escape(str(self))}</p>'
+        return f'<p class="verdict" style="{LOOK}">{escape(str(self))}</p>'
 
 
 def attempted(answer: object) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from xb_lite.corpora import SHORT_REFUSAL
@@ -34,7 +34,7 @@ from xb_lite.intention.prompts import (
 )
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.subjects import Subject
-from xb_lite.replies.types import Backend, Decoding, Reply, check_open, check_scripts
+from xb_lite.replies.types import Backend, Decoding, Reply, answer_of, check_open, check_scripts
 
 Defense = Callable[[Backend, Sequence[Dialogue], Decoding, str], list[list[Reply]]]
 
@@ -50,6 +50,22 @@ class Defended:
 
     backend: Backend
     defense: Defense
+
+    @property
+    def concurrency(self) -> int | None:
+        """The backend's, if it has one."""
+        return getattr(self.backend, "concurrency", None)
+
+    def check(self, dialogues: Sequence[Dialogue], room: int, prefill: str = "") -> None:
+        """The backend's, on what the defense would ask it for these; errors as there."""
+        if not hasattr(self.backend, "check"):
+            return
+        last = Decoding()
+        rehearsal = _Rehearsal(last)
+        self.defense(rehearsal, dialogues, last, prefill)
+        for asked, so_far, decoding, begun in rehearsal.asked:
+            most = room if decoding is last else decoding.max_new_tokens
+            self.backend.check(asked, so_far + most, begun)
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
@@ -72,7 +88,8 @@ class Defended:
         for turn in range(max(map(len, scripts), default=0)):
             live = [i for i, script in enumerate(scripts) if turn < len(script)]
             dialogues = [
-                as_turns(scripts[i][: turn + 1], [reply.text for reply in played[i]]) for i in live
+                as_turns(scripts[i][: turn + 1], [answer_of(reply.text) for reply in played[i]])
+                for i in live
             ]
             for i, reply in zip(live, self.reply(dialogues, decoding), strict=True):
                 played[i].append(reply)
@@ -113,6 +130,7 @@ def two_stage(
             before any answer is generated. And the errors of the backend.
     """
     _check(dialogues, prefill)
+    first = replace(first, stage=FIRST.stage)
     if analyst is None and isinstance(backend, LocalBackend):
         asked = [first_stage(dialogue) for dialogue in dialogues]
         return backend.reply_twice(asked, STAGE_2, first, decoding, prefill)
@@ -121,7 +139,9 @@ def two_stage(
         raise ValueError(
             f"the analyst gave {len(intentions)} intentions for {len(dialogues)} dialogues."
         )
-    longer = [second_stage(d, i.text) for d, i in zip(dialogues, intentions, strict=True)]
+    longer = [
+        second_stage(d, answer_of(i.text)) for d, i in zip(dialogues, intentions, strict=True)
+    ]
     answers = backend.reply(longer, decoding, prefill)
     return [list(stages) for stages in zip(intentions, answers, strict=True)]
 
@@ -135,6 +155,7 @@ def analyse(
         ValueError: as in ``two_stage``. And the errors of the backend.
     """
     _check(dialogues)
+    decoding = replace(decoding, stage=FIRST.stage)
     return backend.reply([first_stage(dialogue) for dialogue in dialogues], decoding)
 
 
@@ -179,6 +200,22 @@ def input_check(
 
 
 @dataclass(frozen=True)
+class _Rehearsal:
+    """A backend that says nothing, and keeps what it was asked: dialogues, tokens that may have
+    been said for them before, decoding and prefill. Replies at ``last`` are the answers."""
+
+    last: Decoding
+    asked: list[tuple[Sequence[Dialogue], int, Decoding, str]] = field(default_factory=list)
+
+    def reply(
+        self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
+    ) -> list[Reply]:
+        so_far = sum(before.max_new_tokens for _, _, before, _ in self.asked)
+        self.asked.append((dialogues, so_far, decoding, prefill))
+        return [Reply(".", 0, 0, True) for _ in dialogues]
+
+
+@dataclass(frozen=True)
 class _Unsaid(Reply):
     """In place of an answer: what was asked for it."""
 
@@ -187,15 +224,14 @@ class _Unsaid(Reply):
 
 @dataclass(frozen=True)
 class _Listener:
-    """A backend that says all but the answers, the replies at this very ``decoding``."""
+    """A backend that says all but the answers."""
 
     backend: Backend
-    decoding: Decoding
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
     ) -> list[Reply]:
-        if decoding is not self.decoding:
+        if decoding.stage != "answer":
             return self.backend.reply(dialogues, decoding, prefill)
         return [_Unsaid("", 0, 0, True, asked=dialogue) for dialogue in dialogues]
 
@@ -212,8 +248,7 @@ def last_prompts(
     Raises:
         ValueError: as in ``two_stage``. And the errors of the backend.
     """
-    unsaid = Decoding()
-    answers = [stages[-1] for stages in defense(_Listener(backend, unsaid), dialogues, unsaid, "")]
+    answers = [stages[-1] for stages in defense(_Listener(backend), dialogues, Decoding(), "")]
     return [answer.asked if isinstance(answer, _Unsaid) else None for answer in answers]
 
 

@@ -54,8 +54,8 @@ CHECK = (
     "'Yes' or 'No' and nothing else. Following is the query:\n"
 )
 
-FIRST = Decoding(max_new_tokens=64)  # of the intention
-VERDICT = Decoding(max_new_tokens=4)  # of the input check
+FIRST = Decoding(max_new_tokens=64, stage="intention")
+VERDICT = Decoding(max_new_tokens=4, stage="verdict")  # of the input check
 
 
 def first_stage(dialogue: Dialogue) -> Dialogue:

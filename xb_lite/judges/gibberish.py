@@ -81,7 +81,7 @@ class Gibberish:
         if isinstance(responses, str) or not all(isinstance(r, str) for r in responses):
             raise ValueError("responses is a list of strings, and each of them is a string.")
         new = [response for response in dict.fromkeys(responses) if response not in self._known]
-        reasons = {response: _plain_reason(response) for response in new}
+        reasons = {response: plain_reason(response) for response in new}
         left = [response for response, reason in reasons.items() if reason is None]
         with self.precision.autocast():
             salads = self._salads(left)
@@ -145,7 +145,7 @@ def _pieces(text: str) -> list[str]:
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
-def _plain_reason(text: str) -> str | None:
+def plain_reason(text: str) -> str | None:
     """What needs no model to be seen."""
     # Letters, numbers and symbols: "+" or a smiley can be an answer, "..." is none.
     if not any(unicodedata.category(c)[0] in "LNS" for c in text):

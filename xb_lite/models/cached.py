@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,10 +111,12 @@ def cached_model(spec: ModelSpec) -> Path:
         return folder
     with _usable_cache(spec), _locked(folder):
         if not _is_whole(folder):  # else another process made it while this one waited
-            _clear(folder)
+            _clear(folder.parent.glob(f"{folder.name}.part-*"))
             with tempfile.TemporaryDirectory(prefix=f"{folder.name}.part-", dir=folder.parent) as t:
                 gguf = _fetch(spec, Path(t))
-                os.replace(_dequantise(spec, gguf, Path(t) / "model"), folder)
+                made = _dequantise(spec, gguf, Path(t) / "model")
+                _clear([folder])  # only now: without network the new one would not be had
+                os.replace(made, folder)
     return folder
 
 
@@ -124,6 +126,10 @@ def _is_whole(folder: Path) -> bool:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
+    names = manifest if isinstance(manifest, dict) else {}
+    if not any(name.endswith(".safetensors") for name in names):
+        print(f"{folder} says of no weights that it has: the model is made anew.", flush=True)
+        return False
     for name, digest in manifest.items():
         path = folder / name
         if not path.is_file() or sha256_of(path) != digest:
@@ -132,9 +138,9 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an interrupted or altered run left; under the lock, so nobody works on it."""
-    for path in folder.parent.glob(f"{folder.name}*"):
+def _clear(folders: Iterable[Path]) -> None:
+    """Remove what an interrupted run left, or is altered; under the lock, so nobody works on it."""
+    for path in folders:
         if path.is_dir():
             print(f"removing {path}: left by an interrupted run, or altered since.", flush=True)
             shutil.rmtree(path)

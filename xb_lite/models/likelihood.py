@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xb_lite.dialogues import Dialogue, encode
 from xb_lite.hidden import batches_by_length
+from xb_lite.models import packing
 from xb_lite.models.packing import end_to_end
 
 BATCH_TOKENS = 4096
@@ -90,17 +91,30 @@ def token_logits(
     """What the model, with its gradient, predicts at the places of the tokens of ``counted``, in
     their order; arguments as in ``token_losses``."""
     before = pad(counted[:, 1:], (0, 1))  # a token is read out of the state before it
-    read = before[batch["attention_mask"].bool()]  # of the rows laid end to end
+    real = batch["attention_mask"].bool()
+    shared = 0
+    if peft_model.config._attn_implementation == packing.NAME:  # no other attends to them
+        shared = _shared(batch["input_ids"], real & ~before)
+    own = real.clone()
+    own[1:, :shared] = False
+    read = before[own]  # of the rows laid end to end
 
     def only(_module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         return (inputs[0][0, read],)
 
     handle = peft_model.get_output_embeddings().register_forward_pre_hook(only)
     try:
-        output = model(**end_to_end(batch), use_cache=False)
+        output = model(**end_to_end(batch, shared), use_cache=False)
     finally:
         handle.remove()
     return output.logits.float()
+
+
+def _shared(ids: Int[Tensor, "row token"], free: Bool[Tensor, "row token"]) -> int:
+    """How many first tokens all of several rows have in common, up to the first that is not
+    ``free`` to be left out of a row."""
+    same = (ids == ids[:1]).all(dim=0) & free.all(dim=0)
+    return int(same.long().cumprod(dim=0).sum()) if len(ids) > 1 else 0
 
 
 def _pad(rows: list[Tensor]) -> Tensor:

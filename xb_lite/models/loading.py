@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from xb_lite.dialogues import opens_thought
 from xb_lite.files import sha256_of
 from xb_lite.models.adapter_files import (
     WEIGHTS,
@@ -43,21 +44,28 @@ from xb_lite.models.adapter_files import (
 )
 from xb_lite.models.adapters import add, merged, published_adapter
 from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model
+from xb_lite.models.clock import DATE, without_clock
 from xb_lite.models.precision import Precision, choose_precision
 from xb_lite.models.whole import (
     attention_of,
     check_config,
     check_ends,
     check_files,
+    check_header,
     check_loaded,
-    check_size,
     check_template,
+    header_in,
+    header_on_hub,
     parameters_in,
 )
 
 # The default model after a small fine-tune on refusals (recipe "aligned-smollm2-135m"): it refuses
 # what is asked plainly, which the default model does not, so that there is something to attack.
 ALIGNED = f"{DEFAULT}-aligned"
+# The same model after another one (recipe "alignment-smollm2-135m"), which saw six times as many
+# prompts and their harmless twins with answers: it refuses less of what is harmless.
+ALIGNED_360 = f"{DEFAULT}-aligned-360"
+ALIGNMENTS = {ALIGNED: "aligned", ALIGNED_360: "aligned-360"}  # and their published adapters
 
 
 def load_model(
@@ -65,10 +73,13 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A chat model, in evaluation mode, and its tokenizer.
 
+    Where the chat template prints today's date, it prints ``clock.DATE`` instead, and the tokenizer
+    says so as ``xb_date``: that date is part of what a reply depends on.
+
     Args:
         name: a name in ``SPECS`` (``"smollm2-135m"``, ``"qwen2.5-coder-0.5b"``,
-            ``"qwen2.5-coder-1.5b"``), ``ALIGNED``, a local folder, or a Hugging Face id. Weights
-            are read from safetensors only, and code that comes with a model is never run.
+            ``"qwen2.5-coder-1.5b"``), one of ``ALIGNMENTS``, a local folder, or a Hugging Face id.
+            Weights are read from safetensors only, and code that comes with a model is never run.
         precision: device and dtype of the weights, ``precision_of(name)`` by default. Run the
             model inside ``precision.autocast()``.
         chat: False takes one without chat template too, as a classifier with a prompt of its own.
@@ -80,10 +91,10 @@ def load_model(
         FetchError: a download failed, or brought another file than it should.
     """
     precision = precision or precision_of(name)
-    if name == ALIGNED:
+    if name in ALIGNMENTS:
         model, tokenizer = load_model(DEFAULT, precision)
-        model = merged(model, _aligned_adapter())
-        model.xb_digest = model_digest(ALIGNED)
+        model = merged(model, _alignment(str(name)))
+        model.xb_digest = model_digest(name)
         return model, tokenizer
     spec = SPECS.get(str(name))
     source = str(cached_model(spec) if spec else name)
@@ -106,13 +117,23 @@ def load_model(
             f"pad with (pad_token): set one in its tokenizer_config.json, or take {DEFAULT!r}."
         )
     if chat and not spec:
+        _fix_date(str(name), tokenizer)
         check_template(str(name), tokenizer)
+        if opens_thought(tokenizer):
+            warnings.warn(
+                f"{name} thinks before it answers, and its template cannot switch that off: the "
+                "thought is left empty here, wherever the model is asked or trained.",
+                stacklevel=2,
+            )
     with _one_sentence_errors(str(name)):  # after that: weights can take an hour
         config = AutoConfig.from_pretrained(source, **common)
         attention = config._attn_implementation = attention_of(config)
-        if os.path.isdir(source) and not spec:  # of a model of the hub the files are not here yet
-            check_files(str(name), Path(source))
-            check_size(str(name), Path(source), config)
+        if not spec:
+            if folder := _folder_of(source, offline):
+                check_files(str(name), folder)
+            header = header_in(folder) if folder else header_on_hub(source)
+            if header is not None:
+                check_header(str(name), header, config)
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=precision.weights,
@@ -133,6 +154,18 @@ def load_model(
     if spec:
         model.xb_digest = spec.sha256  # which adapters are of it
     return model.to(precision.device).eval(), tokenizer
+
+
+def _fix_date(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    try:
+        fixed, prints_it = without_clock(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise ModelError(
+            f"the chat template of {name} cannot be used ({error}): take another model."
+        ) from error
+    if prints_it:
+        tokenizer.chat_template = fixed
+        tokenizer.xb_date = DATE.date().isoformat()
 
 
 def load_defended(
@@ -159,7 +192,7 @@ def _check_base(adapter: Adapter, name: str) -> None:
     trained_on, here = adapter.run.get("model"), model_digest(name) if adapter.run else ""
     base = adapter.config.base_model_name_or_path or ""
     learned_on = adapter.run.get("recipe", {}).get("model")
-    if learned_on in (*SPECS, ALIGNED) and learned_on != name:
+    if learned_on in (*SPECS, *ALIGNMENTS) and learned_on != name:
         other = learned_on
     elif trained_on and here == trained_on:
         return
@@ -195,20 +228,21 @@ def _same_name(base: str, name: str) -> bool:
 
 
 def precision_of(name: str | os.PathLike = DEFAULT, exact: bool = False) -> Precision:
-    """``choose_precision(exact=exact)`` for a model by name. One in ``SPECS``, ``ALIGNED``, and one
-    in a local folder may be small enough for fp32 weights on a GPU; one of the hub counts as not.
+    """``choose_precision(exact=exact)`` for a model by name. One in ``SPECS`` or
+    ``ALIGNMENTS``, and one in a local folder, may be small enough for fp32 weights on a GPU; one of
+    the hub counts as not.
     """
-    spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
+    spec = SPECS.get(DEFAULT if name in ALIGNMENTS else str(name))
     parameters = spec.parameters if spec else parameters_in(Path(name))
     return choose_precision(exact=exact, parameters=parameters)
 
 
 def model_digest(name: str | os.PathLike = DEFAULT) -> str:
-    """What identifies a model in results: the SHA-256 of its file, of ``ALIGNED`` with that of its
+    """What identifies a model in results: the SHA-256 of its file, of an alignment with that of its
     adapter behind it, of a local folder that of its files; of one of the hub its name, with the
     commit that is in the hub's cache."""
-    if name == ALIGNED:
-        return f"{model_digest(DEFAULT)}+{sha256_of(_aligned_adapter() / WEIGHTS)}"
+    if name in ALIGNMENTS:
+        return f"{model_digest(DEFAULT)}+{sha256_of(_alignment(str(name)) / WEIGHTS)}"
     if spec := SPECS.get(str(name)):
         return spec.sha256
     if not os.path.isdir(name):
@@ -220,7 +254,7 @@ def model_digest(name: str | os.PathLike = DEFAULT) -> str:
 
 def hub_name(name: str | os.PathLike = DEFAULT) -> str:
     """The model hub's id of a model, for those who load an adapter of it elsewhere."""
-    spec = SPECS.get(DEFAULT if name == ALIGNED else str(name))
+    spec = SPECS.get(DEFAULT if name in ALIGNMENTS else str(name))
     return spec.hub if spec else without_place(name)
 
 
@@ -235,18 +269,28 @@ def last_name(path: str | os.PathLike[str]) -> str:
 
 
 def _with_commit(name: str) -> str:
+    folder = _folder_of(name, offline=True)
+    return name if folder is None else f"{name}@{folder.name}"
+
+
+def _folder_of(source: str, offline: bool) -> Path | None:
+    """Where a model's files are: a folder of its own, or where the hub answers not, in its cache,
+    by its commit; else None."""
+    if os.path.isdir(source) or not offline:
+        return Path(source) if os.path.isdir(source) else None
     try:
-        config = try_to_load_from_cache(name, "config.json")
+        config = try_to_load_from_cache(source, "config.json")
     except HFValidationError:  # it cannot be a name of the hub's
-        return name
-    return f"{name}@{Path(config).parent.name}" if isinstance(config, str) else name
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
-def _aligned_adapter() -> Path:
+def _alignment(name: str) -> Path:
+    """The folder of the adapter of one of ``ALIGNMENTS``."""
     try:
-        return published_adapter("aligned")
+        return published_adapter(ALIGNMENTS[name])
     except AdapterError as error:
-        raise ModelError(f"{ALIGNED} cannot be had: {error}") from error
+        raise ModelError(f"{name} cannot be had: {error}") from error
 
 
 def _hub_answers(repo: str) -> bool:

@@ -24,18 +24,24 @@ NAME = "xb_lite_by_row"  # among transformers' attention implementations
 IN_FP32 = 384  # tokens up to which a CPU is faster at fused attention in fp32 than in bf16
 
 
-def end_to_end(batch: dict[str, Tensor]) -> dict[str, object]:
+def end_to_end(batch: dict[str, Tensor], shared: int = 0) -> dict[str, object]:
     """What a model of transformers is given for ``batch``, as one row without padding.
 
     Args:
         batch: ``input_ids`` and ``attention_mask`` ``[row, token]``, padded on the right.
+        shared: so many first tokens are the same in all rows, as of a template's system message:
+            they stand there once, and every row attends to them.
     """
     real = batch["attention_mask"].bool()
     positions = torch.arange(real.shape[1], device=real.device).expand_as(real)
+    own = real.clone()
+    own[1:, :shared] = False
+    rows = own.sum(dim=1).tolist()
     return {
-        "input_ids": batch["input_ids"][real][None],
-        "position_ids": positions[real][None],
-        "row_lengths": real.sum(dim=1).tolist(),
+        "input_ids": batch["input_ids"][own][None],
+        "position_ids": positions[own][None],
+        "row_lengths": [shared, rows[0] - shared, *rows[1:]] if shared else rows,
+        "shared": shared,
     }
 
 
@@ -91,20 +97,26 @@ def relative_error(model: PreTrainedModel, layer: int) -> float:
 
 
 def _attention(
-    module, query, key, value, attention_mask, row_lengths=None, **options
+    module, query, key, value, attention_mask, row_lengths=None, shared=0, **options
 ) -> tuple[Tensor, None]:
     """As of transformers' ``sdpa``, whose arguments these are; ``[batch, head, token, dim]``."""
     if row_lengths is None:  # a plain batch within ``by_row``
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    rows = zip(*(part.split(row_lengths, dim=2) for part in (query, key, value)), strict=True)
+    rows = list(zip(*(part.split(row_lengths, dim=2) for part in (query, key, value)), strict=True))
+    if shared:
+        first, *rest = rows
+        keys, values = ([torch.cat([first[k], row[k]], dim=2) for row in rest] for k in (1, 2))
+        rows = [first, *zip((row[0] for row in rest), keys, values, strict=True)]
     return torch.cat([_row(module, *row, **options) for row in rows], dim=1), None
 
 
 def _row(module, query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
-    length, mask = query.shape[2], None  # without a mask it is causal
-    if (window := options.get("sliding_window")) and length > window:
-        mask = torch.ones(length, length, dtype=torch.bool, device=query.device)
-        mask = mask.tril().triu(1 - window)[None, None]
+    length, mask = key.shape[2], None  # without a mask it is causal
+    before = length - query.shape[2]
+    window = options.get("sliding_window") or length
+    if before or length > window:
+        mask = torch.ones(query.shape[2], length, dtype=torch.bool, device=query.device)
+        mask = mask.tril(before).triu(1 + before - window)[None, None]
     if query.device.type != "cpu" or length > IN_FP32:
         return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
     with torch.autocast("cpu", enabled=False):

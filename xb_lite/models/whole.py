@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from huggingface_hub import get_safetensors_metadata
 from safetensors import SafetensorError, safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -74,34 +76,73 @@ def check_files(name: str, folder: Path) -> None:
             )
 
 
-def check_size(name: str, folder: Path, config: PretrainedConfig) -> None:
-    """Raise a ModelError where the config is of a model several times as large as the files: what
-    they lack would be made up. 8: of weights in 4 bits, packed."""
-    here = parameters_in(folder)
+Header = dict[str, tuple[str, tuple[int, ...]]]  # of weights files: dtype and shape by key
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+NO_WEIGHT = re.compile(r"(position_ids|attn\.(masked_)?bias)$")  # masks, which older files hold
+
+
+def header_in(folder: Path) -> Header | None:
+    """What the safetensors files in a folder hold; None where there are none, or one is damaged,
+    which ``load_model`` says."""
+    found: Header = {}
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, "pt") as weights:
+                for name in weights.keys():  # noqa: SIM118 - it is no dict
+                    one = weights.get_slice(name)
+                    found[name] = one.get_dtype(), tuple(one.get_shape())
+    except (SafetensorError, OSError):
+        return None
+    return found or None
+
+
+def header_on_hub(repo: str) -> Header:
+    """The same of a model of the hub, read before its files are fetched, which can take an hour.
+
+    Raises:
+        NotASafetensorsRepoError: it has no safetensors files. And errors of the connection.
+    """
+    files = get_safetensors_metadata(repo).files_metadata.values()
+    return {
+        name: (one.dtype, tuple(one.shape)) for file in files for name, one in file.tensors.items()
+    }
+
+
+def parameters_in(folder: Path) -> int | None:
+    """How many weights ``header_in`` a folder has, whatever their dtype."""
+    header = header_in(folder)
+    return None if header is None else _count(header)
+
+
+def _count(header: Header) -> int:
+    return sum(math.prod(shape) for _, shape in header.values())
+
+
+def check_header(name: str, header: Header, config: PretrainedConfig) -> None:
+    """Raise a ModelError where the files cannot be of the config's model, before they are read.
+
+    Weights are floats, unless the config says how they are quantised: of anything else numbers
+    would be made. And the config's model is not several times as large as the files, of which what
+    they lack would be made up (8: of weights in 4 bits, packed).
+    """
+    if getattr(config, "quantization_config", None) is None:
+        for key, (dtype, _) in header.items():
+            if dtype not in FLOATS and not NO_WEIGHT.search(key):
+                raise ModelError(
+                    f"{name} has weights in {dtype}, in {key:.100}, and its config names no "
+                    "quantisation: the file is damaged."
+                )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, trust_remote_code=False, attn_implementation=config._attn_implementation
         )
-    asked = model.num_parameters()
-    if here is not None and asked > 8 * here:
+    asked, here = model.num_parameters(), _count(header)
+    if asked > 8 * here:
         raise ModelError(
             f"the config of {name} is of a model of {asked:,} weights, and its files hold {here:,}:"
             " they are not of one model."
         )
-
-
-def parameters_in(folder: Path) -> int | None:
-    """How many the safetensors files in a folder hold, whatever their dtype; None where there are
-    none, or one is damaged, which ``load_model`` says."""
-    total = 0
-    try:
-        for path in folder.glob("*.safetensors"):
-            with safe_open(path, "pt") as weights:
-                names = weights.keys()
-                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
-    except (SafetensorError, OSError):
-        return None
-    return total or None
 
 
 def attention_of(config: PretrainedConfig) -> str:

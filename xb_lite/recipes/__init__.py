@@ -20,6 +20,9 @@ REFERENCE = ("cache", "adapter-off")
 RETAIN = ("absolute", "relative")
 SEPARATE = ("as_coded", "as_described", "refusal")
 
+MOST = {"steps": 1_000_000, "pairs": 100_000, "rank": 100_000, "max_tokens": 10_000_000}
+MOST_PAIRS = 5_000_000  # all are drawn before a run
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be followed; the message names the field and says what to do."""
@@ -83,18 +86,30 @@ class Budget:
         demand("gradient_checkpointing", isinstance(whether, bool), "true or false")
         for field in ("lora_layers", "rank", "steps", "pairs", "pairs_at_once", "max_tokens"):
             demand(field, _whole(getattr(self, field), 1), "a whole number, at least 1")
+        for field, most in MOST.items():
+            demand(field, getattr(self, field) <= most, f"at most {most:,}, for the run to end")
         for field in ("lora_alpha", "learning_rate"):
             demand(field, _number(getattr(self, field), above=0), "a number above 0")
         demand("lora_std", _number(self.lora_std, least=0), "0 or more")
         shares = ("boundary_share", "refusal_share", "multi_turn_share", "prefilled_share")
         for field in ("dropout", *shares):
             demand(field, _number(getattr(self, field), least=0, most=1), "from 0 to 1")
+        demand(
+            "steps",
+            self.steps * self.pairs <= MOST_PAIRS,
+            f"less: {MOST_PAIRS:,} pairs in all are the most that can be drawn, and a step has "
+            f"{self.pairs:,}",
+        )
         demand("pairs_at_once", self.pairs % self.pairs_at_once == 0, "a divisor of pairs")
         demand(
             "refusal_share",
             self.refusal_share + self.boundary_share <= 1,
             f"at most 1 together with boundary_share, which is {self.boundary_share}",
         )
+
+    @property
+    def layers_with_lora(self) -> range:
+        return range(self.lora_layers)
 
     def check_model(self, n_layers: int) -> None:
         """Raise a RecipeError where a model of ``n_layers`` decoder layers cannot be trained so."""
@@ -106,7 +121,7 @@ class Budget:
 
     def _demand(self, field: str, holds: object, must: str) -> None:
         if not holds:
-            raise RecipeError(f"{field} is {getattr(self, field)!r}; it must be {must}.")
+            raise RecipeError(f"{field} is {getattr(self, field)!r:.200}; it must be {must}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +195,50 @@ class Baseline(Budget):
         self._demand("weight", _number(self.weight, above=0), "a number above 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Alignment(Baseline):
+    """How a subject learns to refuse (see ``training.alignment``); ``weight`` is of the refusals,
+    and the rate falls linearly to 0.
+
+    Attributes:
+        first_layer: LoRA is on no layer below this one.
+        first_weight: the first token of a response counts so many times.
+        answer_tokens: of an answer, the first so many are learned.
+        cut_share, cut_tokens: of so many pairs the first few tokens of the responses alone: more
+            pairs in the same time.
+        late_from, late_weight: after so many steps the boundary is learned and ``late_weight``
+            stands for ``weight``.
+        shallow_share: of the items to keep, how many are late harmful requests after a prefill,
+            whose responses are not to change.
+    """
+
+    first_layer: int
+    first_weight: int | float
+    answer_tokens: int
+    cut_share: int | float
+    cut_tokens: int
+    late_from: int
+    late_weight: int | float
+    shallow_share: int | float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        demand = self._demand
+        first = _whole(self.first_layer, 0) and self.first_layer < self.lora_layers
+        demand("first_layer", first, f"a whole number below lora_layers, {self.lora_layers}")
+        demand("late_from", _whole(self.late_from, 0), "a whole number, 0 or more")
+        for field in ("first_weight", "late_weight"):
+            demand(field, _number(getattr(self, field), above=0), "a number above 0")
+        for field in ("answer_tokens", "cut_tokens"):
+            demand(field, _whole(getattr(self, field), 1), "a whole number, at least 1")
+        for field in ("cut_share", "shallow_share"):
+            demand(field, _number(getattr(self, field), least=0, most=1), "from 0 to 1")
+
+    @property
+    def layers_with_lora(self) -> range:
+        return range(self.first_layer, self.lora_layers)
+
+
 METHODS = {
     "x-boundary": Recipe,
     "circuit-breakers": Recipe,
@@ -187,6 +246,7 @@ METHODS = {
     "dpo": Baseline,
     "gradient-ascent": Baseline,
     "refusal-tuning": Baseline,
+    "alignment": Alignment,
 }
 
 
@@ -215,11 +275,8 @@ def own_recipe(method: str, model: str) -> str:
 
 @cache
 def _own() -> dict[tuple[str, str], str]:
-    found = {}
-    for name in recipe_names():
-        values = json.loads((files(__name__) / f"{name}.json").read_text(encoding="utf-8"))
-        found[values["method"], values["model"]] = name
-    return found
+    read = {n: json.loads((files(__name__) / f"{n}.json").read_text()) for n in recipe_names()}
+    return {(values["method"], values["model"]): name for name, values in read.items()}
 
 
 def changes_of(recipe: Budget) -> dict[str, object]:
@@ -265,7 +322,7 @@ def run_name(
 
 
 def _place(field: str) -> tuple[int, str]:
-    first = {"steps": 0, "schedule": 1, "strength": 3}
+    first = {"steps": 0, "schedule": 1, "strength": 3, "match": 3}
     return first.get(field, 2), field
 
 
@@ -289,13 +346,15 @@ def load_recipe(name: str | os.PathLike[str], /, **changes: object) -> Recipe | 
     kind = METHODS.get(str(values.get("method")))
     if kind is None:
         raise RecipeError(
-            f"method of recipe {name} is {values.get('method')!r}; it must be one of "
+            f"method of recipe {name} is {values.get('method')!r:.60}; it must be one of "
             f"{', '.join(METHODS)}."
         )
     known = {field.name for field in fields(kind)}
     if wrong := known ^ values.keys():
         listed = ", ".join(
-            f"{field} ({'missing' if field in known else 'unknown'})" for field in sorted(wrong)
+            # On one line, whatever is in it.
+            f"{repr(field)[1:-1]:.60} ({'missing' if field in known else 'unknown'})"
+            for field in sorted(wrong)
         )
         raise RecipeError(f"recipe {name} has wrong fields: {listed}.")
     return kind(**values)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -15,6 +18,7 @@ from xb_lite.corpora import KINDS
 from xb_lite.data.items import Item
 from xb_lite.dialogues import as_turns
 from xb_lite.files import cache_folder, digest
+from xb_lite.replies.side_by_side import side_by_side
 from xb_lite.replies.types import Backend, Decoding, Reply, answer_of
 from xb_lite.results.logs import Log, LogError
 
@@ -32,7 +36,7 @@ def ask(
     """
     for item in items:
         check_item(item)
-    run = {"subject": subject, "decoding": asdict(decoding)}
+    run = {"subject": subject, "decoding": decoding.settings()}
     with Log(reply_store(run), run, wait=True) as said:
         for item in items:
             check_row(said, item, is_reply)
@@ -41,8 +45,13 @@ def ask(
 
 
 def reply_store(run: dict[str, object]) -> Path:
-    """Where the cache keeps the replies of a run (its subject and decoding)."""
-    return cache_folder() / "replies" / f"{digest(run)[:16]}.jsonl"
+    """Where the cache keeps the replies of a run (its subject and decoding); nobody else on the
+    machine can look there."""
+    folder = cache_folder() / "replies"
+    with suppress(OSError):  # of which the log tells
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    return folder / f"{digest(run)[:16]}.jsonl"
 
 
 def check_item(item: Item) -> None:
@@ -56,8 +65,9 @@ def check_item(item: Item) -> None:
     turns = item.turns if isinstance(item.turns, tuple | list) else ()
     if not turns or not all(map(is_text, turns)):
         raise ValueError(f"item {item.id!r} has no turn, or one that is not a text.")
-    if item.prefill != "" and not is_text(item.prefill):
-        raise ValueError(f"item {item.id!r} has a prefill that is no text.")
+    for name in ("prefill", "context"):
+        if getattr(item, name) != "" and not is_text(getattr(item, name)):
+            raise ValueError(f"item {item.id!r} has a {name} that is no text.")
 
 
 def is_text(value: object) -> bool:
@@ -66,18 +76,56 @@ def is_text(value: object) -> bool:
 
 
 def ask_into(backend: Backend, items: Sequence[Item], decoding: Decoding, said: Log) -> None:
-    with tqdm(total=len(items), desc="asking", delay=2, leave=False) as bar:
-        for batch in batches(items):
-            if left := [item for item in batch if item.id not in said.rows]:
-                began = time.perf_counter()
-                replies = _replies(backend, left, decoding)
-                seconds = round((time.perf_counter() - began) / len(left), 3)
-                rows = [
+    """Replies to items that have none yet, written as they come: of a server one by one, so that
+    one that dies loses none that it gave; on this machine a batch at a time."""
+    left = [item for item in items if item.id not in said.rows]
+    _check_answerable(backend, left, decoding)
+    bar = tqdm(
+        total=len(items), initial=len(items) - len(left), desc="asking", delay=2, leave=False
+    )
+    with bar:
+        began = time.perf_counter()
+        for some, replies in _answered(backend, items, left, decoding):
+            ended = time.perf_counter()
+            seconds = round((ended - began) / len(some), 3)
+            said.append(
+                [
                     {"id": item.id, "asked": _asked(item), "seconds": seconds, "replies": turns}
-                    for item, turns in zip(left, replies, strict=True)
+                    for item, turns in zip(some, replies, strict=True)
                 ]
-                said.append(rows)
-            bar.update(len(batch))
+            )
+            began = ended
+            bar.update(len(some))
+
+
+def _answered(
+    backend: Backend, items: Sequence[Item], left: Sequence[Item], decoding: Decoding
+) -> Iterator[tuple[list[Item], list[list[dict]]]]:
+    """Some of what is ``left`` with its replies, again and again, until there are all."""
+    missing = {item.id for item in left}
+    batched = ([item for item in some if item.id in missing] for some in batches(items))
+    if not (most := getattr(backend, "concurrency", None)):
+        for some in filter(None, batched):
+            yield some, _replies(backend, some, decoding)
+        return
+
+    def alone(item: Item) -> list[list[dict]]:
+        # By the item, for alone it is always the first; and the same whatever is there already.
+        seed = random.Random(f"{decoding.seed} {item.id}").getrandbits(31)
+        return _replies(backend, [item], replace(decoding, seed=seed))
+
+    for item, replies in side_by_side(deque(sum(batched, [])), alone, most):
+        yield [item], replies
+
+
+def _check_answerable(backend: Backend, items: Sequence[Item], decoding: Decoding) -> None:
+    """Whether the backend can reply to all of it, before it is asked for hours."""
+    if not hasattr(backend, "check"):
+        return
+    for batch in batches(items):
+        turns = len(batch[0].turns)
+        dialogues = [as_turns(item.turns, ["."] * (turns - 1)) for item in batch]
+        backend.check(dialogues, turns * decoding.max_new_tokens, batch[0].prefill)
 
 
 def batches(items: Sequence[Item]) -> Iterator[list[Item]]:
@@ -157,4 +205,5 @@ def is_seconds(value: object) -> bool:
 
 
 def _asked(item: Item) -> str:
-    return digest([item.request, item.turns, item.prefill])[:16]
+    context = [item.context] if item.context else []  # which judges read, too
+    return digest([item.request, item.turns, item.prefill, *context])[:16]

@@ -102,7 +102,11 @@ class LocalBackend:
                 asked = [dialogues[i] for i in batch]
                 said = talk.go_on(talk.rows_for(asked), first)
                 longer = [
-                    [*dialogue, {"role": "assistant", "content": reply.text}, *as_dialogue(turn)]
+                    [
+                        *dialogue,
+                        {"role": "assistant", "content": answer_of(reply.text)},
+                        *as_dialogue(turn),
+                    ]
                     for dialogue, reply in zip(asked, said, strict=True)
                 ]
                 then = talk.go_on(talk.rows_for(longer), decoding, prefill)
@@ -136,6 +140,23 @@ class LocalBackend:
                     bar.update(len(batch))
         return played
 
+    def check(self, dialogues: Sequence[Dialogue], room: int, prefill: str = "") -> None:
+        """Whether each of these dialogues, its prefill and ``room`` tokens more fit into the model.
+
+        Raises:
+            ValueError: one does not; or the template refuses it.
+        """
+        most = context_of(self.model)
+        begun = len(token_ids(self.tokenizer, prefill))
+        for dialogue in dialogues if most else ():
+            read = len(token_ids(self.tokenizer, render(self.tokenizer, dialogue))) + begun
+            if read + room > most:
+                raise ValueError(
+                    f"a dialogue has {read:,} tokens ({dialogue[-1]['content']!r:.40}), and up to "
+                    f"{room:,} would follow; the model takes {most:,}: leave out the set with it, "
+                    "or lower max_new_tokens."
+                )
+
     def _batches(
         self, lengths: Sequence[int], turns: int, decoding: Decoding
     ) -> Iterator[list[int]]:
@@ -151,3 +172,9 @@ class LocalBackend:
             lengths = [len(token_ids(self.tokenizer, " ".join(scripts[i]))) for i in group]
             for batch in self._batches(lengths, n_turns, decoding):
                 yield [group[k] for k in batch]
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """How many tokens the model takes in all, where its config says so."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return most if type(most) is int and most > 0 else None

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from queue import SimpleQueue
-from threading import Thread
+from functools import cached_property
 from urllib.parse import urlsplit
 
 import openai
 from tqdm.auto import tqdm
 
 from xb_lite.dialogues import Dialogue, as_dialogue
+from xb_lite.replies.side_by_side import side_by_side
 from xb_lite.replies.types import (
     Decoding,
     Reply,
@@ -30,7 +31,15 @@ from xb_lite.replies.types import (
 )
 
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}  # vLLM's, and others'
+# By which servers switch thinking off, the first that does it; a field that a server does not know
+# it refuses or ignores.
+THOUGHTLESS = (
+    {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}},
+    {"reasoning_effort": "none"},
+    {"reasoning_effort": "minimal"},
+)
 PROBE = as_dialogue("Name a river.", "One of the rivers that I have heard of is")
+THOUGHT = 256  # tokens, for which a model that thinks about PROBE shows it
 NO_CHAT = "gave what is no chat completion with text and usage; correct base_url (most end in /v1)"
 
 ADVICE = {  # the first that fits; a time-out is a connection error to openai, too
@@ -152,10 +161,56 @@ class RemoteBackend:
         self, waiting: deque[_Job], kind: str, total: int, decoding: Decoding, prefill: str = ""
     ) -> Iterator[tuple[int, Reply]]:
         """Index and reply of each job as it is done; the caller may append jobs on the way."""
-        done: SimpleQueue[tuple[int, Reply | Exception]] = SimpleQueue()
+        if waiting:  # before there are several threads that would ask it
+            with suppress(RemoteError):  # which the first dialogue then meets, too
+                _ = self._thought
+        repeats = bool(prefill and waiting) and self._repeats_prefill
+
+        def work(job: _Job) -> Reply:
+            i, turn, dialogue = job
+            # With one seed for all, a dialogue that is there ten times would get one reply.
+            seed = random.Random(f"{decoding.seed} {i} {turn}").getrandbits(31)
+            own = replace(decoding, seed=seed)
+            reply = self._ask(f"{kind} {i}", dialogue, own, prefill)
+            said = reply.text.removeprefix(prefill) if repeats else reply.text
+            return replace(reply, text=prefill + said)
+
+        with tqdm(total=total, desc="replies", delay=2, leave=False, disable=total == 1) as bar:
+            for (i, _, _), reply in side_by_side(waiting, work, self.concurrency):
+                bar.update()
+                yield i, reply
+
+    def check(self, dialogues: Sequence[Dialogue], room: int, prefill: str = "") -> None:
+        """Find out, by requests for one token, what would else end an evaluation amid it.
+
+        Args:
+            dialogues: each ends with a user turn.
+            room: so many tokens may follow each.
+            prefill: of the replies.
+
+        Raises:
+            RemoteError: the server continues no prefill, or the longest of the dialogues and what
+                is to follow do not fit into the context that it says it has.
+        """
+        if not dialogues:
+            return
+        _ = self._thought
+        if prefill:
+            _ = self._repeats_prefill
+        longest = max(dialogues, key=lambda some: sum(len(one["content"]) for one in some))
+        read = self._ask("the longest dialogue", longest, Decoding(max_new_tokens=1), "")
+        if (most := self._context) and read.prompt_tokens + room > most:
+            raise RemoteError(
+                f"the longest dialogue has {read.prompt_tokens} tokens, and up to {room} would "
+                f"follow; {self.model} at {self.base_url} takes {most}: leave out the set with it, "
+                "or lower max_new_tokens."
+            )
+
+    @cached_property
+    def _client(self) -> openai.OpenAI:
         # What is meant for this machine must not go through a proxy of the environment.
         elsewhere = urlsplit(self.base_url).hostname not in HERE
-        client = openai.OpenAI(
+        return openai.OpenAI(
             base_url=self.base_url,
             api_key=self.api_key or "none",
             timeout=self.timeout,
@@ -163,33 +218,41 @@ class RemoteBackend:
             http_client=openai.DefaultHttpxClient(trust_env=elsewhere),
         )
 
-        def work(i: int, turn: int, dialogue: Dialogue) -> None:
-            # With one seed for all, a dialogue that is there ten times would get one reply.
-            seed = random.Random(f"{decoding.seed} {i} {turn}").getrandbits(31)
-            try:
-                own = replace(decoding, seed=seed)
-                reply = self._ask(client, f"{kind} {i}", dialogue, own, prefill)
-                said = reply.text.removeprefix(prefill) if repeats else reply.text
-                done.put((i, replace(reply, text=prefill + said)))
-            except Exception as error:  # raised again where somebody waits for it
-                done.put((i, error))
+    @cached_property
+    def _context(self) -> int | None:
+        """How many tokens the model takes, where the server says so, as vLLM and SGLang do."""
+        with suppress(openai.APIError, ValueError, AttributeError, TypeError):
+            for one in self._client.models.list().data:
+                most = getattr(one, "max_model_len", None)
+                if one.id == self.model and type(most) is int and most > 0:
+                    return most
+        return None
 
-        under_way = 0
-        with client, tqdm(total=total, desc="replies", delay=2, leave=False) as bar:
-            repeats = bool(prefill and waiting) and self._repeats_prefill(client)
-            while waiting or under_way:
-                while waiting and under_way < self.concurrency:
-                    # Daemons: neither Ctrl-C nor an error waits for the requests under way.
-                    Thread(target=work, args=waiting.popleft(), daemon=True).start()
-                    under_way += 1
-                i, answer = done.get()
-                under_way -= 1
-                if isinstance(answer, Exception):
-                    raise answer
-                bar.update()
-                yield i, answer
+    @cached_property
+    def _thought(self) -> tuple[dict[str, object], bool]:
+        """The fields that switch thinking off, as far as this server goes along, which are sent
+        with every request; and whether a reply begins within a thought that the prompt opened.
 
-    def _repeats_prefill(self, client: openai.OpenAI) -> bool:
+        What a model thinks nevertheless is left out where its answer is judged.
+        """
+        asked, some = PROBE[:1], Decoding(max_new_tokens=THOUGHT)
+        plain = self._sent("thinking", asked, some, "", {})
+        if not _thinks(plain):
+            return {}, False
+        for fields in THOUGHTLESS:
+            with suppress(RemoteError):
+                if not _thinks(self._sent("thinking", asked, some, "", fields)):
+                    _say(f"{self.model} thinks; that is switched off by {', '.join(fields)}.")
+                    return fields, False
+        _say(
+            f"{self.model} thinks before it answers, and its server does not switch that off: "
+            "judged is what comes after the thought, and a reply that ends before is no answer."
+        )
+        text = plain.choices[0].message.content or ""
+        return {}, "</think>" in text and "<think>" not in text
+
+    @cached_property
+    def _repeats_prefill(self) -> bool:
         """Whether the server's texts begin with the prefill; an error if it continues none.
 
         Many servers ignore fields that they do not know, and would answer anew. But a message that
@@ -198,8 +261,8 @@ class RemoteBackend:
         *asked, begun = PROBE
         one, refusal = Decoding(max_new_tokens=1), None
         try:
-            continued = self._ask(client, "prefill", asked, one, begun["content"])
-            closed = self._ask(client, "prefill", PROBE, one, "")
+            continued = self._ask("prefill", asked, one, begun["content"])
+            closed = self._ask("prefill", PROBE, one, "")
             if continued.prompt_tokens < closed.prompt_tokens:
                 return continued.text.startswith(begun["content"])
         except RemoteError as error:
@@ -211,33 +274,9 @@ class RemoteBackend:
             "serve the model with vLLM or SGLang, or use LocalBackend."
         ) from refusal
 
-    def _ask(
-        self,
-        client: openai.OpenAI,
-        label: str,
-        dialogue: Dialogue,
-        decoding: Decoding,
-        prefill: str,
-    ) -> Reply:
-        begun = [{"role": "assistant", "content": prefill}] if prefill else []
-        label = f"{label}: {self.model} at {self.base_url}"
-        try:
-            answer = client.chat.completions.create(
-                model=self.model,
-                messages=[*dialogue, *begun],
-                max_tokens=decoding.max_new_tokens,
-                temperature=decoding.temperature,
-                top_p=decoding.top_p,
-                seed=decoding.seed,
-                extra_body=CONTINUE if begun else None,
-            )
-        except openai.APIError as error:
-            advice = next(words for kind, words in ADVICE.items() if isinstance(error, kind))
-            what, to_do = advice.split("; ")
-            why = f"{label} {what}{self._quoted(error)}; {to_do}."
-            raise RemoteError(why, getattr(error, "status_code", None)) from None
-        except ValueError:  # not even JSON
-            answer = None
+    def _ask(self, label: str, dialogue: Dialogue, decoding: Decoding, prefill: str) -> Reply:
+        fields, opened = vars(self).get("_thought", ({}, False))
+        answer = self._sent(label, dialogue, decoding, prefill, fields)
         with suppress(AttributeError, LookupError, TypeError, ValueError):  # openai does not check
             choice, usage = answer.choices[0], answer.usage
             text, end, missing = choice.message.content, choice.finish_reason, ""
@@ -246,8 +285,40 @@ class RemoteBackend:
             if isinstance(text, str):
                 counts = int(usage.prompt_tokens), int(usage.completion_tokens)
                 text = whole_characters(text)
+                if opened and not prefill and not missing:
+                    text = f"<think>{text}"
                 return Reply(text, *counts, finished=end == "stop", missing=missing)
-        raise RemoteError(f"{label} {NO_CHAT}.")
+        raise RemoteError(f"{label}: {self.model} at {self.base_url} {NO_CHAT}.")
+
+    def _sent(
+        self,
+        label: str,
+        dialogue: Dialogue,
+        decoding: Decoding,
+        prefill: str,
+        fields: dict[str, object],
+    ) -> object:
+        """What the server sends, whatever that is."""
+        begun = [{"role": "assistant", "content": prefill}] if prefill else []
+        label = f"{label}: {self.model} at {self.base_url}"
+        more = {**fields, **(CONTINUE if begun else {})}
+        try:
+            return self._client.chat.completions.create(
+                model=self.model,
+                messages=[*dialogue, *begun],
+                max_tokens=decoding.max_new_tokens,
+                temperature=decoding.temperature,
+                top_p=decoding.top_p,
+                seed=decoding.seed,
+                extra_body=more or None,
+            )
+        except openai.APIError as error:
+            advice = next(words for kind, words in ADVICE.items() if isinstance(error, kind))
+            what, to_do = advice.split("; ")
+            why = f"{label} {what}{self._quoted(error)}; {to_do}."
+            raise RemoteError(why, getattr(error, "status_code", None)) from None
+        except ValueError:  # not even JSON
+            return None
 
     def _quoted(self, error: openai.APIError) -> str:
         """The server's own words, cut short; none where they may quote the key."""
@@ -260,3 +331,21 @@ class RemoteBackend:
         if self.api_key:
             words = words.replace(self.api_key, "…")
         return f" (it says: {words:.200})"
+
+
+def _thinks(answer: object) -> bool:
+    """Whether there is a thought in what a server sent: in the text, or beside it by any of the
+    names that servers have for it, or in place of a text that it left no room for."""
+    with suppress(AttributeError, LookupError, TypeError):
+        choice = answer.choices[0]
+        said, text = choice.message, choice.message.content
+        if any(getattr(said, name, None) for name in ("reasoning_content", "reasoning")):
+            return True
+        if isinstance(text, str):
+            return "</think>" in text or text.lstrip().startswith("<think>")
+        return text is None and choice.finish_reason == "length"
+    return False
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)

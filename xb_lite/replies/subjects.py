@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xb_lite.files import sha256_of
+from xb_lite.files import digest, sha256_of
 from xb_lite.models.adapter_files import WEIGHTS, read_run
 from xb_lite.models.loading import last_name, load_defended, model_digest
 from xb_lite.models.precision import Precision
@@ -23,6 +23,7 @@ class Subject:
 
     ``defense`` is its name in paths; ``adapter`` what was trained, as in the results. ``method``
     and ``strength`` are for a defense that neither an adapter nor a prompt is, as steering.
+    ``date`` is what the model is told that it is, where its template tells.
     ``model`` and ``tokenizer`` are None behind a server, where capability is not measured.
     """
 
@@ -36,6 +37,7 @@ class Subject:
     prompt: str | None = None
     method: str | None = None
     strength: float | None = None
+    date: str | None = None
 
     def identity(self, precision: Precision) -> dict[str, str]:
         """What its replies are cached under: all that decides them but the decoding.
@@ -47,6 +49,7 @@ class Subject:
             "model": self.digest,
             "defense": f"{self.defense}{weights}",
             "precision": str(precision) if self.model else "the server's",
+            **({"date": self.date} if self.date else {}),
         }
 
 
@@ -71,14 +74,23 @@ def local_subject(
     found = None
     if adapter is not None:
         run = (read_run(adapter) or {}).get("run")
-        found = {"recipe": run, "digest": sha256_of(Path(adapter) / WEIGHTS)}
+        found = {"run": run, "digest": sha256_of(Path(adapter) / WEIGHTS)}
     backend = LocalBackend(model, tokenizer, precision=precision)
-    return Subject(last_name(name), model_digest(name), backend, model, tokenizer, defense, found)
+    return Subject(
+        last_name(name),
+        model_digest(name),
+        backend,
+        model,
+        tokenizer,
+        defense,
+        found,
+        date=getattr(tokenizer, "xb_date", None),
+    )
 
 
 def remote_subject(server: str, name: str) -> Subject:
     """A model behind an OpenAI-compatible server, under the server's own ``name`` for it; its
-    digest is that name with the address. Raises ValueError or RemoteError for a bad address or a
-    missing key."""
+    digest is that name with the digest of the address, which no result and no log shows. Raises
+    ValueError or RemoteError for a bad address or a missing key."""
     backend = RemoteBackend(server, name)
-    return Subject(Path(name).name, f"{name} at {backend.base_url}", backend)
+    return Subject(Path(name).name, f"{name} at a server {digest(backend.base_url)[:16]}", backend)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from xb_lite.dialogues import Dialogue, check_dialogue
@@ -14,20 +14,35 @@ class Decoding:
     """How replies are drawn: greedy at ``temperature`` 0, else sampled from ``seed``.
 
     ``max_new_tokens`` bounds one reply, a prefill not counted. A sampled reply depends on what else
-    is asked in its batch: the same call with the same ``seed`` repeats it.
+    is asked in its batch: the same call with the same ``seed`` repeats it. ``stage`` is what of a
+    defense it is for: ``"answer"``, which the user sees, or an earlier one by its name.
     """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    stage: str = "answer"
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+        numbers = (self.temperature, self.top_p)
+        if (
+            not all(type(n) is int and abs(n) < 2**63 for n in (self.max_new_tokens, self.seed))
+            or not all(type(n) in (int, float) and abs(n) < 1e9 for n in numbers)
+            or self.max_new_tokens < 1
+            or self.temperature < 0
+            or not 0 < self.top_p <= 1
+        ):
             raise ValueError(
-                f"{self}: max_new_tokens must be at least 1, temperature at least 0, and top_p "
-                "above 0 and at most 1."
+                f"{self!r:.300}: max_new_tokens must be a whole number of at least 1, seed one of "
+                "63 bits, temperature at least 0, and top_p above 0 and at most 1."
             )
+        for name in ("temperature", "top_p"):  # transformers takes no whole numbers there
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+    def settings(self) -> dict[str, int | float]:
+        """What results and caches say of it: all but the stage, of which they hold the answer."""
+        return {name: value for name, value in asdict(self).items() if name != "stage"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,12 @@ def answer_of(text: str) -> str:
 
 
 class Backend(Protocol):
-    """What can reply: a model on this machine, or one behind a server."""
+    """What can reply: a model on this machine, or one behind a server.
+
+    One that has ``check(dialogues, room, prefill)`` is asked before all else whether it can reply
+    to each of these with up to ``room`` tokens. One that has a ``concurrency`` does not batch: it
+    is asked for so many replies side by side, and each is kept as it comes.
+    """
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""

@@ -40,7 +40,7 @@ from xb_lite.replies.types import Decoding
 from xb_lite.reproduce.manifest import Setting
 from xb_lite.reproduce.subjects import subject_of
 from xb_lite.results.contract import mean_row, provenance, write_result
-from xb_lite.results.stats import Mean, mean
+from xb_lite.results.stats import mean
 from xb_lite.session import tier
 
 LAYERS = (4, 9, 14, 19, 24, 29)
@@ -101,7 +101,6 @@ def times_rows(one: Moves, other: Moves, layer: int, attack: str) -> list[dict]:
     for seed, of in one.items():
         for kind in KINDS:
             times = times_as_far(of, other[seed], kind)
-            times = Mean(times.value, times.n, times.low, times.high)
             rows.append(mean_row(times, f"times as far, layer {layer}{seed}", kind, attack))
     return rows
 

@@ -36,12 +36,15 @@ class Plan:
         folder: of its results; it begins with the tier where it is not the book's first.
         tier: one of ``TIERS``: where it is run. What is in ``LARGE`` was not run here: it is a
             plan for those who have the cards, and counts as missing only where it is asked for.
+        edition: of the book's own sets, of which the defenses learn and by which they are measured;
+            of the second they learn with the written answers.
         split: of the book's own sets, and of the public ones in ``public``.
         sets, attacks, limit: as in ``data.plan``.
         public: public sets of which one request in ``EVERY`` is for validation and the others for
             the test, so that nothing is reported on what was chosen by; each plainly and, if
             harmful, prefilled.
         public_limit: at most so many replies of each of ``public``, under each attack.
+        as_published: of public sets, as in ``data.load_items``; the first results were not.
         harmless_prefilled: harmless prompts are asked with the prefill, too: a defense that breaks
             at the prefill itself, whatever was asked, must be seen to.
         max_new_tokens, judges: of the replies; names as in ``judges_named``.
@@ -49,20 +52,22 @@ class Plan:
         capability: quiz and passages are measured.
         tasks: of lm-evaluation-harness, measured as well.
         restated: rows for answers that begin with the intention.
-        summary: dialogues end with the official summary query, see ``data.load_items``.
         by_target: rows of attack success a target besides those a dialogue.
         digest: of the items, as results have it.
+        open: its results are still being made, and some may be missing.
     """
 
     name: str
     folder: str
     tier: str
+    edition: int = 1
     split: str = "test"
     sets: Sequence[str] = SETS
     attacks: Sequence[str] = ATTACKS
     limit: int | None = None
     public: Sequence[str] = ()
     public_limit: int | None = None
+    as_published: bool = True
     harmless_prefilled: bool = False
     max_new_tokens: int = 64
     judges: Sequence[str] = ("words", "service")
@@ -70,9 +75,9 @@ class Plan:
     capability: bool = True
     tasks: Sequence[str] = ()
     restated: bool = False
-    summary: bool = False
     by_target: bool = False
     digest: str | None = None
+    open: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,8 @@ class Setting:
         method: ``none``, ``steering``, one of ``recipes.METHODS``, or of ``intention.DEFENSES``.
         changes: of the recipe that comes with the package for the method and model.
         strength: of a trained adapter or of steering; None for an adapter as it was trained.
+        match: in place of a strength, the share of prefilled attacks on validation items that gets
+            through at it (see ``matching``).
         seeds: of the training; none for what is not trained.
         data: what it is trained on: the book's own prompts, or ``"official"``.
     """
@@ -94,6 +101,7 @@ class Setting:
     method: str = "none"
     changes: Mapping[str, object] = field(default_factory=dict)
     strength: float | None = None
+    match: float | None = None
     seeds: Sequence[int] = ()
     data: str | None = None
 
@@ -115,8 +123,9 @@ class Setting:
         if not self.trained and self.method != "steering":
             return self.method
         changes = dict(self.changes)
-        if self.strength is not None:
-            changes["strength"] = self.strength
+        for name in ("strength", "match"):
+            if (value := getattr(self, name)) is not None:
+                changes[name] = value
         name = run_name(self.method, changes, self.recipe)
         return name if seed is None else f"{name}-{seed}"
 
@@ -161,6 +170,8 @@ def load_manifest(path: str | os.PathLike[str] = MANIFEST) -> Manifest:
             raise ManifestError(f"{path}: data is {setting.data!r}; it is official, or not there.")
         if setting.plan not in plans:
             raise ManifestError(f"{path}: there is no plan {setting.plan!r}.")
+        if setting.match is not None and (setting.strength is not None or not setting.trained):
+            raise ManifestError(f"{path}: {setting} has a match, but no adapter to scale to it.")
         if setting.trained != bool(setting.seeds):
             raise ManifestError(f"{path}: {setting} needs seeds if it is trained, and only then.")
         for seed in setting.seeds or (None,):
@@ -192,10 +203,10 @@ def items_of(of: Plan, files: Mapping[str, str] | None = None) -> list[Item]:
         BenchmarkError: a public set cannot be had.
     """
     copies = {name: f"{name}={path}" for name, path in (files or {}).items()}
-    sets = [copies.get(name, name) for name in of.sets]
-    items = plan(sets, of.attacks, of.limit, of.split, of.summary)
+    names = [copies.get(name, name) for name in of.sets]
+    items = plan(names, of.attacks, of.limit, of.split, of.edition, of.as_published)
     for name in of.public:
-        asked = plan([copies.get(name, name)], ["prefill"])
+        asked = plan([copies.get(name, name)], ["prefill"], as_published=of.as_published)
         for _, group in groupby(asked, key=lambda item: item.attack):
             items += _part(list(group), of)
     if of.harmless_prefilled:

@@ -29,7 +29,9 @@ from xb_lite.models.precision import Precision
 from xb_lite.replies.cache import ask
 from xb_lite.replies.subjects import Subject
 from xb_lite.replies.types import Decoding
+from xb_lite.reproduce import matching
 from xb_lite.reproduce.manifest import MANIFEST, Plan, items_of, load_manifest
+from xb_lite.reproduce.matching import at_matched_strength
 from xb_lite.reproduce.status import Task, tasks_of
 from xb_lite.reproduce.subjects import subject_of
 from xb_lite.results.contract import rate_row
@@ -79,7 +81,7 @@ def reproduce(
             path = Path(folder) / task.path
             if not path.exists():  # another worker may just be done
                 print(progress(look(), task), flush=True)
-                _make(task, Path(folder), files)
+                _make(task, Path(folder), files, book.plans)
             write_index(path.parent)
         finally:
             lock.release()
@@ -103,15 +105,21 @@ def _lock(path: str) -> FileLock:
     return FileLock(place)
 
 
-def _make(task: Task, folder: Path, files: Mapping[str, str] | None) -> None:
+def _make(
+    task: Task, folder: Path, files: Mapping[str, str] | None, plans: Mapping[str, Plan]
+) -> None:
     if task.script:
         _run_script(task, folder, files)
         return
     plan, setting = task.plan, task.setting
+    if setting.match is not None:
+        setting = at_matched_strength(plans[matching.PLAN], setting, task.seed, folder)
     items = _items(plan, files)
     precision = precision_of(setting.model, exact=plan.exact)
     decoding = Decoding(plan.max_new_tokens)
-    with subject_of(setting, task.seed, precision) as subject:
+    with subject_of(setting, task.seed, precision, plan.edition) as subject:
+        if task.setting.match is not None:  # its name says what was asked for
+            subject = replace(subject, defense=task.setting.defense(task.seed))
         if not plan.capability:
             subject = replace(subject, model=None, tokenizer=None)
         place = folder / plan.folder

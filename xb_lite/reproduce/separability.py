@@ -37,7 +37,7 @@ from xb_lite.replies.subjects import Subject, local_subject
 from xb_lite.replies.types import Decoding
 from xb_lite.reproduce.manifest import Plan, items_of
 from xb_lite.results.contract import mean_row, provenance, rate_row, write_result
-from xb_lite.results.stats import Mean, rate
+from xb_lite.results.stats import Estimate, rate
 from xb_lite.session import tier
 
 KINDS = ("harmful", "boundary-safe")
@@ -88,7 +88,7 @@ def rows_of(name: str, found: np.ndarray, harmful: np.ndarray) -> list[dict]:
             [dice.choice(np.flatnonzero(of), of.sum()) for of in (harmful, ~harmful)]
         )
         draws.append(roc_auc_score(harmful[some], found[some]))
-    area = Mean(roc_auc_score(harmful, found), len(found), *np.quantile(draws, (0.025, 0.975)))
+    area = Estimate(roc_auc_score(harmful, found), len(found), *np.quantile(draws, (0.025, 0.975)))
     rows = [mean_row(area, "AUC", name, "prefill")]
     for share in SHARES:
         # At the ends nothing or all is flagged, whatever the items' own scores.

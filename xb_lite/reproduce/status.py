@@ -105,6 +105,8 @@ def _differs(task: Task, result: dict, weights: str) -> str:
         "strength": 1.0 if setting.trained and setting.strength is None else setting.strength,
         "training_seed": task.seed,
     }
+    if setting.match is not None:  # what it was is read off other results
+        del wanted["strength"]
     found = {name: said.get(name) for name in wanted}
     wanted["judges"], found["judges"] = _judges(plan.judges), set(said.get("judges", {}))
     if plan.tier == "gpu":  # of its first results the gibberish judge is not on record

@@ -23,8 +23,11 @@ LAYER = 14  # of the steering vector
 
 
 @contextmanager
-def subject_of(setting: Setting, seed: int | None, precision: Precision) -> Iterator[Subject]:
-    """A setting's subject; within the context alone if it is steered.
+def subject_of(
+    setting: Setting, seed: int | None, precision: Precision, edition: int = 1
+) -> Iterator[Subject]:
+    """A setting's subject; within the context alone if it is steered. What it learns from is of the
+    ``edition`` of the book's prompts.
 
     An adapter that was trained or scaled before is taken from the cache.
 
@@ -35,7 +38,10 @@ def subject_of(setting: Setting, seed: int | None, precision: Precision) -> Iter
         yield local_subject(setting.model, precision)
     elif setting.method == "steering":
         subject = local_subject(setting.model, precision)
-        prompts = [[row.prompt for row in load_corpus(k, "train")] for k in ("harmful", "benign")]
+        prompts = [
+            [row.prompt for row in load_corpus(kind, "train", edition)]
+            for kind in ("harmful", "benign")
+        ]
         vector = refusal_direction(subject.model, subject.tokenizer, *prompts, LAYER)
         with steered(subject.model, LAYER, vector, setting.strength):
             yield replace(
@@ -45,12 +51,12 @@ def subject_of(setting: Setting, seed: int | None, precision: Precision) -> Iter
                 strength=setting.strength,
             )
     elif setting.trained:
-        yield local_subject(setting.model, precision, _trained(setting, seed))
+        yield local_subject(setting.model, precision, _trained(setting, seed, edition))
     else:
         yield prompted(local_subject(setting.model, precision), setting.method)
 
 
-def _trained(setting: Setting, seed: int) -> Path:
+def _trained(setting: Setting, seed: int, edition: int) -> Path:
     """The folder of the adapter."""
     adapters = cache_folder() / "adapters" / setting.model
     data = {}
@@ -60,7 +66,7 @@ def _trained(setting: Setting, seed: int) -> Path:
     whole = replace(setting, strength=None)
     folder = adapters / whole.defense(seed)
     recipe = load_recipe(setting.recipe, **setting.changes)
-    train_defense(recipe, folder, seed=seed, **data)
+    train_defense(recipe, folder, seed=seed, edition=edition, **data)
     if setting.strength is None:
         return folder
     return scale_adapter(folder, setting.strength, adapters / setting.defense(seed))

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from xb_lite.files import write_whole
-from xb_lite.results.stats import Mean, Rate, wilson
+from xb_lite.results.stats import Estimate, Rate, wilson
 
 SCHEMA = 2
 VERSIONS = ("xb-lite", "torch", "transformers", "peft", "numpy")
@@ -58,7 +58,7 @@ def rate_row(found: Rate, metric: str, set_: str, attack: str, judge: str | None
     return {**place, "n": found.n, "k": found.k, "low": found.low, "high": found.high}
 
 
-def mean_row(found: Mean, metric: str, set_: str, attack: str) -> dict:
+def mean_row(found: Estimate, metric: str, set_: str, attack: str) -> dict:
     """A mean as a row."""
     place = {"metric": metric, "set": set_, "attack": attack, "judge": None}
     return {**place, "n": found.n, "mean": found.value, "low": found.low, "high": found.high}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
 
 from xb_lite.files import own_file, write_whole
 from xb_lite.results.contract import SETTING, named, read_result
-from xb_lite.results.stats import Mean, Rate
+from xb_lite.results.stats import Estimate, Rate, rate
 
 INDEX = Path("index.json")
 FRAMED = ("metric", "set", "attack", "judge", "n", "k", "low", "high")
@@ -38,8 +39,8 @@ def published_results(folder: str) -> list[str]:
     return json.loads(published(f"{folder}/{INDEX}").read_text(encoding="utf-8"))
 
 
-def find(result: dict, metric: str, **where: str | None) -> Rate | Mean:
-    """The one row of a metric at a set, attack and judge, as a rate or mean.
+def find(result: dict, metric: str, **where: str | None) -> Estimate:
+    """The one row of a metric at a set, attack and judge; that of a count is a ``Rate``.
 
     Raises:
         ValueError: no row, or more than one, is there.
@@ -53,8 +54,8 @@ def find(result: dict, metric: str, **where: str | None) -> Rate | Mean:
         )
     row = rows[0]
     if "k" in row:
-        return Rate(row["k"], row["n"], row["low"], row["high"])
-    return Mean(row["mean"], row["n"], row["low"], row["high"])
+        return Rate(row["k"] / row["n"], row["n"], row["low"], row["high"], row["k"])
+    return Estimate(row["mean"], row["n"], row["low"], row["high"])
 
 
 def frame(folder: str | os.PathLike[str]) -> pd.DataFrame:
@@ -104,3 +105,34 @@ def frame(folder: str | os.PathLike[str]) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows, columns=order)
     return table.astype({"seed": "Int64", "n": "Int64", "k": "Int64", "strength": "Float64"})
+
+
+def pooled(
+    rows: pd.DataFrame, metric: str, sets: Collection[str], attack: str, judge: str | None
+) -> Rate:
+    """The rate of a metric over several sets together, of one result.
+
+    Args:
+        rows: of ``frame``, of one file.
+        sets: by name; each must be there once.
+
+    Raises:
+        ValueError: a set is missing, or the rows are of more than one file.
+
+    Example:
+        >>> runs = frame("cpu/test/smollm2-135m-aligned")
+        >>> one = runs[runs["file"] == "none"]
+        >>> pooled(one, "asr", ["harmful", "harmbench"], "prefill", "x-boundary")  # doctest: +SKIP
+    """
+    chosen = rows[
+        (rows["metric"] == metric)
+        & rows["set"].isin(sets)
+        & (rows["attack"] == attack)
+        & (rows["judge"] == judge)
+    ]
+    if sorted(chosen["set"]) != sorted(sets) or chosen["k"].isna().any():
+        raise ValueError(
+            f"{metric} of {', '.join(sets)} under {attack} by {judge}: {len(chosen)} rows, not one "
+            "for each set; pass the rows of one file."
+        )
+    return rate(int(chosen["k"].sum()), int(chosen["n"].sum()))

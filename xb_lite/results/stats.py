@@ -12,45 +12,15 @@ import numpy as np
 from scipy.stats import binomtest, norm, t
 
 
-@dataclass(frozen=True)
-class Rate:
-    """``k`` of ``n``, with the Wilson score interval from ``low`` to ``high`` (95 %)."""
-
-    k: int
-    n: int
-    low: float
-    high: float
-
-    @property
-    def value(self) -> float:
-        return self.k / self.n
-
-    def __str__(self) -> str:
-        return f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}], {self.k} of {self.n}"
+Z = float(norm.ppf(0.975))  # of a 95 % interval
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How much higher a rate is on one side, ``value`` in -1 to 1, on the same ``n`` items.
+class Estimate:
+    """A number from ``n`` items or runs, with its 95 % interval from ``low`` to ``high``.
 
-    ``low`` to ``high`` is the 95 % interval over items of Bonett and Price (2012), ``p`` is
-    McNemar's exact test.
+    Every number of the book with an interval is one; what else is known of it is in a subclass.
     """
-
-    value: float
-    n: int
-    low: float
-    high: float
-    p: float
-
-    def __str__(self) -> str:
-        points = [f"{100 * x:+.0f}" for x in (self.value, self.low, self.high)]
-        return f"{points[0]} points [{points[1]}, {points[2]}], n = {self.n}, p = {self.p:.2g}"
-
-
-@dataclass(frozen=True)
-class Mean:
-    """The mean of ``n`` values, with its 95 % interval from ``low`` to ``high``."""
 
     value: float
     n: int
@@ -61,31 +31,64 @@ class Mean:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}], n = {self.n}"
 
 
-def rate(outcomes: Sequence[bool]) -> Rate:
-    """The share of True among ``outcomes``, an item each (Wilson, 1927).
+@dataclass(frozen=True)
+class Rate(Estimate):
+    """``k`` of ``n``, with the Wilson score interval."""
+
+    k: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}], {self.k} of {self.n}"
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """How much higher a rate is on one side, ``value`` in -1 to 1, on the same ``n`` items.
+
+    The interval is over items, of Bonett and Price (2012); ``p`` is McNemar's exact test.
+    """
+
+    p: float
+
+    def __str__(self) -> str:
+        points = [f"{100 * x:+.0f}" for x in (self.value, self.low, self.high)]
+        return f"{points[0]} points [{points[1]}, {points[2]}], n = {self.n}, p = {self.p:.2g}"
+
+
+def rate(outcomes: Sequence[bool] | int, n: int | None = None) -> Rate:
+    """The share of True among ``outcomes``, an item each, or of so many among ``n`` (Wilson, 1927).
 
     Items are taken to be independent. Requests that share a wrapper are not: for other wrappers the
     interval is too narrow.
 
     Raises:
-        ValueError: there are no outcomes.
+        ValueError: there are no outcomes, or more of them than ``n``.
+
+    Example:
+        >>> print(rate([True, False, False]))
+        33% [6%, 79%], 1 of 3
+        >>> rate(1, 3) == rate([True, False, False])
+        True
     """
-    n, k = len(outcomes), int(np.sum(np.asarray(outcomes, dtype=bool)))
+    if n is None:
+        outcomes, n = np.sum(np.asarray(outcomes, dtype=bool)), len(outcomes)
+    outcomes, n = int(outcomes), int(n)
     if not n:
         raise ValueError("a rate of no items: nothing was measured.")
-    interval = binomtest(k, n).proportion_ci(0.95, method="wilson")
-    return Rate(k, n, float(interval.low), float(interval.high))
+    if not 0 <= outcomes <= n:
+        raise ValueError(f"{outcomes} of {n} is no rate.")
+    interval = binomtest(outcomes, n).proportion_ci(0.95, method="wilson")
+    return Rate(outcomes / n, n, float(interval.low), float(interval.high), outcomes)
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:
     """The interval of ``rate``, of counts alone."""
-    z = float(norm.ppf(0.975))
-    scale, middle = 1 + z * z / n, k / n + z * z / (2 * n)
-    half = z * (k / n * (1 - k / n) / n + z * z / (4 * n * n)) ** 0.5
+    scale, middle = 1 + Z * Z / n, k / n + Z * Z / (2 * n)
+    half = Z * (k / n * (1 - k / n) / n + Z * Z / (4 * n * n)) ** 0.5
     return (middle - half) / scale, (middle + half) / scale
 
 
-def mean(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> Mean:
+def mean(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> Estimate:
     """The mean of values of one item each, and by bootstrap how far other items would move it.
 
     Raises:
@@ -95,10 +98,10 @@ def mean(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> Mean:
     draw = np.random.default_rng(seed)
     means = [found[draw.integers(found.size, size=found.size)].mean() for _ in range(draws)]
     low, high = np.quantile(means, [0.025, 0.975])
-    return Mean(float(found.mean()), found.size, float(low), float(high))
+    return Estimate(float(found.mean()), found.size, float(low), float(high))
 
 
-def mean_of_runs(values: Sequence[float]) -> Mean:
+def mean_of_runs(values: Sequence[float]) -> Estimate:
     """The mean of one value a run, with Student's 95 % interval: a few are too few for a bootstrap.
 
     Of one run, which says nothing of others, the interval is as wide as twice the value.
@@ -110,7 +113,7 @@ def mean_of_runs(values: Sequence[float]) -> Mean:
     middle, half = float(found.mean()), abs(float(found.mean()))
     if found.size > 1:
         half = float(t.ppf(0.975, found.size - 1) * found.std(ddof=1) / found.size**0.5)
-    return Mean(middle, found.size, middle - half, middle + half)
+    return Estimate(middle, found.size, middle - half, middle + half)
 
 
 def difference(one: Sequence[bool], other: Sequence[bool]) -> Difference:
@@ -130,7 +133,7 @@ def difference(one: Sequence[bool], other: Sequence[bool]) -> Difference:
     return Difference(found.value, found.n, found.low, found.high, float(p))
 
 
-def mean_gain(gains: Sequence[float]) -> Mean:
+def mean_gain(gains: Sequence[float]) -> Estimate:
     """The mean of gains from -1 to 1, one an item, with the interval of Bonett and Price (2012).
 
     It counts an item more that wins and one that loses, so that it has a width even where no item
@@ -142,9 +145,9 @@ def mean_gain(gains: Sequence[float]) -> Mean:
     """
     gain = _finite(gains)
     more = np.append(gain, [1, -1])
-    half = norm.ppf(0.975) * more.std() / more.size**0.5
+    half = Z * more.std() / more.size**0.5
     low, high = np.clip([more.mean() - half, more.mean() + half], -1, 1)
-    return Mean(float(gain.mean()), gain.size, float(low), float(high))
+    return Estimate(float(gain.mean()), gain.size, float(low), float(high))
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:

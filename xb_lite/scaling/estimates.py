@@ -183,7 +183,7 @@ def _through(recipe: Budget, layer: float, state: float, layers: int) -> float:
 
 
 def _model_files(name: str, shape: Shape) -> tuple[float, float]:
-    spec = SPECS.get(DEFAULT if name == f"{DEFAULT}-aligned" else name)
+    spec = SPECS.get(DEFAULT if name.startswith(f"{DEFAULT}-aligned") else name)
     if spec:  # packed, and unpacked to fp32
         return spec.size, spec.size + FP32 * spec.parameters
     return 2 * shape.parameters, 2 * shape.parameters

@@ -91,7 +91,7 @@ def shape_of(model: str | os.PathLike[str]) -> Shape:
             model.
     """
     name = str(model)
-    spec = SPECS.get(DEFAULT if name == f"{DEFAULT}-aligned" else name)
+    spec = SPECS.get(DEFAULT if name.startswith(f"{DEFAULT}-aligned") else name)
     known = _known()
     if (hub := spec.hub if spec else name) in known:
         shape = Shape(**known[hub])

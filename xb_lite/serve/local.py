@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from xb_lite.dialogues import Dialogue, as_dialogue, render
 from xb_lite.models.precision import Precision
-from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.local import LocalBackend, context_of
 from xb_lite.replies.types import Backend, Decoding, Reply
 from xb_lite.serve.requests import BESIDES, FOR_SERVERS, THINKING, Asked, ServingError
 from xb_lite.serve.upstreams import Tell
@@ -43,7 +43,7 @@ class LocalModel:
                 what = f"{name} is not supported by a model on the proxy's machine; leave it out."
                 raise ServingError(400, what, name)
         # Before it is tokenised, which cannot be stopped: a second or two for a million characters.
-        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        most = context_of(self.model)
         characters = sum(len(message["content"]) for message in asked.dialogue)
         if most and characters > A_TOKEN * most:
             raise ServingError(
@@ -53,20 +53,18 @@ class LocalModel:
                 "messages",
                 "context_length_exceeded",
             )
-        options = {"asked": asked, "tell": tell, "precision": self.precision}
-        return _LocalRequest(self.model, self.tokenizer, **options)
+        return _LocalRequest(self.model, self.tokenizer, tell=tell, precision=self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _LocalRequest(LocalBackend):
-    asked: Asked
     tell: Tell | None
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
     ) -> list[Reply]:
         self._check_length(dialogues, decoding.max_new_tokens)
-        silent = 0 if decoding is self.asked.decoding else 1
+        silent = 0 if decoding.stage == "answer" else 1
         return self._telling(silent).reply(dialogues, decoding, prefill)
 
     def reply_twice(
@@ -87,7 +85,7 @@ class _LocalRequest(LocalBackend):
         return LocalBackend(model, self.tokenizer, precision=self.precision)
 
     def _check_length(self, dialogues: Sequence[Dialogue], new: int) -> None:
-        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        most = context_of(self.model)
         for dialogue in dialogues:
             text = render(self.tokenizer, dialogue)
             tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])

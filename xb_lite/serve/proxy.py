@@ -2,8 +2,10 @@
 
 ``POST /v1/chat/completions`` asks the model behind one of ``intention.DEFENSES``. A client gets the
 text of the last stage alone, whole or as it is said; tokens are counted over all stages. Whatever
-``model`` a client names, the one here answers, and says its name. What is asked and said is not
-logged, and keys are not. From the command line: ``python -m xb_lite serve``.
+``model`` a client names, the one here answers, and says its name. With a guard (``xb_lite.guard``)
+an answer is read before it is shown, and a refusal stands in its place where something is wrong.
+What is asked and said is not logged, and keys are not. From the command line:
+``python -m xb_lite serve``.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import socket
 import time
 import traceback
 from asyncio import CancelledError
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import CancelledError as LeftError
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -24,7 +26,7 @@ from threading import Thread
 from urllib.parse import urlsplit
 
 import uvicorn
-from anyio import CancelScope, create_task_group, to_thread
+from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -32,6 +34,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from xb_lite.guard.stream import Guard
 from xb_lite.intention.defenses import Defended, Defense
 from xb_lite.replies.types import Reply
 from xb_lite.serve.requests import Asked, ServingError, read_request
@@ -46,17 +49,26 @@ KINDS = {
     429: "rate_limit_error",
 }
 
+FILTERED = "content_filter"  # the API's reason for an end by a guard
 MOST = 2_000_000  # bytes of a request; the longest contexts there are have about as many
 
 
 def application(
-    upstream: Upstream, defense: Defense, hosts: Collection[str] = ("localhost",)
+    upstream: Upstream,
+    defense: Defense,
+    hosts: Collection[str] = ("localhost",),
+    guard: Guard | None = None,
 ) -> Starlette:
     """The proxy as an ASGI application.
 
     ``hosts`` are the names under which it answers, besides addresses in numbers: a page of the web
     can give this machine's address a name of its own (DNS rebinding), and would be let in.
+
+    A ``guard`` reads every answer, with the user's last message as its request. A stream that it
+    ends goes on with the refusal, an answer that is sent whole becomes it, and the finish_reason is
+    ``content_filter``; tokens of a stream that was ended are counted up to there.
     """
+    reading = CapacityLimiter(1)  # one at a time: a guard's model has the machine to itself
 
     def check_host(request: Request) -> None:
         host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
@@ -72,7 +84,7 @@ def application(
         try:
             check_host(request)
             asked = read_request(await _body(request), request.headers)
-            return _Exchange(upstream, defense, asked)
+            return _Exchange(upstream, defense, asked, guard, reading)
         except (ServingError, ValueError) as error:
             return _failure(error)
         except ClientDisconnect:
@@ -159,14 +171,28 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
+class _Ended(Exception):  # noqa: N818 - a signal, not an error
+    """Raised into what speaks, when the guard has ended its reply."""
+
+
 class _Exchange:
     """One request and what is sent for it: an ASGI application that ends when the client leaves."""
 
-    def __init__(self, upstream: Upstream, defense: Defense, asked: Asked) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        defense: Defense,
+        asked: Asked,
+        guard: Guard | None,
+        reading: CapacityLimiter,
+    ) -> None:
         backend = upstream.backend(asked, self._tell if asked.stream else None)
         self.asked, self.room = asked, upstream.room
         self.defended = Defended(backend, defense)
         self.begun, self.told = False, 0
+        self.guard, self.reading = guard, reading
+        self.watch = guard.watch(asked.dialogue[-1]["content"]) if guard else None
+        self.broken: Exception | None = None  # the guard, if it is
         self.head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "object": "chat.completion.chunk" if asked.stream else "chat.completion",
@@ -199,31 +225,65 @@ class _Exchange:
         except LeftError:  # what the thread waited for was cancelled
             return
         except Exception as error:
+            if not self.watch or not self.watch.reason:  # else it is _Ended, or its consequence
+                await self._fail(self.broken or error, scope, receive)
+                return
+            reply = Reply("", 0, self.watch.tokens, True)
+        try:
+            if self.asked.stream:
+                await self._end(reply)
+            else:
+                whole = await self._whole(reply)
+                await whole(scope, receive, self.send)
+        except Exception as error:
+            if error is not self.broken:
+                raise
             await self._fail(error, scope, receive)
-            return
-        if self.asked.stream:
-            await self._end(reply)
-        else:
-            await self._whole(reply)(scope, receive, self.send)
 
-    def _whole(self, reply: Reply) -> JSONResponse:
-        message = {"role": "assistant", "content": reply.text}
-        choice = {"index": 0, "message": message, "finish_reason": _why(reply)}
+    async def _whole(self, reply: Reply) -> JSONResponse:
+        text, why = reply.text, _why(reply)
+        if self.guard:
+            asked = self.asked.dialogue[-1]["content"]
+            text, reason = await self._read(self.guard.over, asked, text)
+            why = FILTERED if reason else why
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": why}
         return JSONResponse({**self.head, "choices": [choice], "usage": _usage(reply)})
 
+    async def _read(self, read: Callable, *words: str) -> object:
+        """What the guard does is done in a thread: others must not wait for it."""
+        try:
+            return await to_thread.run_sync(read, *words, limiter=self.reading)
+        except Exception as error:
+            self.broken = error  # what speaks would take it for its own
+            raise
+
     async def _tell(self, piece: str) -> None:
+        self.told += len(piece)
+        if not self.watch:
+            await self._say(piece)
+        elif piece and self.watch.add(piece):
+            await self._say(await self._read(self.watch.check))
+            if self.watch.reason:
+                raise _Ended
+
+    async def _say(self, piece: str) -> None:
         if not self.begun:
             self.begun = True
             headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
             await self.send({"type": "http.response.start", "status": 200, "headers": headers})
             await self._chunk({"role": "assistant", "content": ""})
         if piece:
-            self.told += len(piece)
             await self._chunk({"content": piece})
 
     async def _end(self, reply: Reply) -> None:
-        await self._tell(reply.text[self.told :])
-        await self._chunk({}, _why(reply))
+        rest, why = reply.text[self.told :], _why(reply)
+        if self.watch:
+            self.watch.add(rest)
+            rest = await self._read(self.watch.end)
+            why = FILTERED if self.watch.reason else why
+        await self._say(rest)
+        await self._chunk({}, why)
         if self.asked.count:
             await self._event({**self.head, "choices": [], "usage": _usage(reply)})
         await self._event("[DONE]", last=True)

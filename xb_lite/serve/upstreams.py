@@ -1,9 +1,9 @@
 """What answers behind the proxy, telling its answer as it goes: here, a server.
 
 A defense asks a backend once or more and waits. So it runs in a thread, against a backend made for
-one request, which tells one reply piece by piece: the one that is asked for with the client's own
-``Decoding``, as every defense of ``intention`` asks for its last stage and for no other. When the
-client leaves, what the thread waits for is cancelled.
+one request, which tells one reply piece by piece: that of the stage ``"answer"``, with the client's
+own ``Decoding``; every defense of ``intention`` names its other stages. When the client leaves,
+what the thread waits for is cancelled.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Upstream(Protocol):
     def backend(self, asked: Asked, tell: Tell | None) -> Backend:
         """A backend for one request, to be used in a worker thread of anyio.
 
-        The reply at this very ``asked.decoding`` goes through ``tell`` as it is said; what was not
-        told at the end is in the reply's text.
+        The reply of the stage ``"answer"`` goes through ``tell`` as it is said; what was not told
+        at the end is in the reply's text.
 
         Raises:
             ServingError: the model cannot do what is asked; from its replies, too.
@@ -92,7 +92,7 @@ class _RemoteRequest:
     async def _ask(self, dialogue: Dialogue, decoding: Decoding) -> Reply:
         fields, tell = dict(self.asked.fields), self.tell
         besides = {name: fields.pop(name) for name in (*BESIDES, *THINKING) if name in fields}
-        if decoding is not self.asked.decoding:
+        if decoding.stage != "answer":
             # Some servers know only one of the two names: the client's.
             limit = "max_completion_tokens"
             fields = {limit if limit in fields else "max_tokens": decoding.max_new_tokens}

@@ -8,7 +8,6 @@ their recipes. Steering, of the work on the refusal direction, trains nothing. U
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from types import ModuleType
 
 import torch
@@ -46,9 +45,9 @@ def draw(recipe: Baseline, sets: Sets, tokenizer: PreTrainedTokenizerBase, seed:
     if recipe.method in ("sft", "refusal-tuning"):
         refused, attacks = (
             [[*dialogue[:-1], *REPLY] for dialogue in dialogues]
-            for dialogues in (sets.refused, sets.harmful_dialogues)
+            for dialogues in (sets["refused"], sets["harmful_dialogues"])
         )
-        sets = replace(sets, harmful=refused, harmful_dialogues=attacks)
+        sets = sets.having("written", harmful=refused, harmful_dialogues=attacks)
     if recipe.method == "dpo" and recipe.refusal_share:
         raise RecipeError(
             f"refusal_share is {recipe.refusal_share}; it must be 0: in dpo a refusal of a harmful "

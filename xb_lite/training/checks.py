@@ -35,6 +35,12 @@ def check_fit(recipe: Budget, model: PreTrainedModel) -> None:
     _check_rows(model.eval(), top - 1)
 
 
+def check_seed(seed: int) -> None:
+    """Raise a RecipeError where numpy, which transformers seeds as well, would refuse it."""
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise RecipeError(f"seed is {seed!r:.40}; it must be a whole number from 0 to 2**32 - 1.")
+
+
 def check_place(recipe: Budget, folder: Path, resume: bool) -> None:
     """Whether this machine can follow a recipe and keep its adapter in ``folder``, which is made.
     A finished run that is not to begin anew needs neither.

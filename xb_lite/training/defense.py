@@ -10,10 +10,11 @@ from accelerate import PartialState
 
 from xb_lite.files import cache_folder
 from xb_lite.models.loading import precision_of
-from xb_lite.recipes import Budget, run_name
+from xb_lite.recipes import Alignment, Budget, run_name
 from xb_lite.replies.subjects import local_subject
 from xb_lite.replies.types import Decoding
-from xb_lite.training.checks import check_fit, check_place
+from xb_lite.training.alignment import alignment_sets
+from xb_lite.training.checks import check_fit, check_place, check_seed
 from xb_lite.training.lora import check_same
 from xb_lite.training.official import OfficialSets
 from xb_lite.training.run import Trained, identity, train
@@ -28,12 +29,15 @@ def train_defense(
     on_step: Callable[[dict[str, float]], None] | None = None,
     resume: bool = True,
     sets: Sets | OfficialSets | None = None,
+    edition: int = 1,
 ) -> Trained:
     """Train by a recipe on the book's own prompts, answered by the recipe's model.
 
-    With ``sets``, from ``reference_sets`` of that model or ``official_sets``, on those. Other args
-    and errors as in ``train``, and those of ``load_model`` and ``reference_sets``.
+    With ``sets``, from ``reference_sets`` of that model or ``official_sets``, on those; ``edition``
+    is as there. Other args and errors as in ``train``, and those of ``load_model`` and
+    ``reference_sets``.
     """
+    check_seed(seed)
     exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)
     # All that can be known is checked before minutes of asking.
     check_place(recipe, Path(folder), resume)
@@ -45,7 +49,11 @@ def train_defense(
     # Of several processes one asks, and the others find its replies in the cache.
     if sets is None:
         with state.main_process_first():
-            sets = reference_sets(subject.backend, Decoding(), subject.identity(exact))
+            of = subject.identity(exact)
+            if isinstance(recipe, Alignment):
+                sets = alignment_sets(subject.backend, of)
+            else:
+                sets = reference_sets(subject.backend, Decoding(), of, edition=edition)
     return train(
         recipe,
         subject.model,

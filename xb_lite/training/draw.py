@@ -58,12 +58,10 @@ def draw_pairs(
         ("prefilled_share", prefilled_share * others > 0, "benign_prefilled"),
         ("prefilled_share", prefilled_share * multi_turn_share > 0, "benign_dialogues_prefilled"),
     ):
-        if needed and not getattr(sets, name):
+        if needed and not sets[name]:
             raise RecipeError(f"{field} is {getattr(recipe, field)}, but the {name} set is empty.")
     if not multi_turn_share:
-        sets = replace(
-            sets, harmful_dialogues=[], benign_dialogues=[], benign_dialogues_prefilled=[]
-        )
+        sets = sets.having(harmful_dialogues=[], benign_dialogues=[], benign_dialogues_prefilled=[])
     dice = random.Random(seed)
     numbers = iter(range(1 << 62))
 
@@ -77,15 +75,15 @@ def draw_pairs(
         """A row of each set at once, by the recipe's share of their prefilled ones."""
         plain, prefilled = (
             _again_and_again(
-                list(zip(*(rows(getattr(sets, name + which)) for name in names), strict=True)),
+                list(zip(*(rows(sets[name + which]) for name in names), strict=True)),
                 dice,
             )
             for which in ("", "_prefilled")
         )
         return (next(prefilled if _due(n, prefilled_share) else plain) for n in count())
 
-    harmful, refused = (_again_and_again(rows(d), dice) for d in (sets.harmful, sets.refused))
-    attacks = _again_and_again(list(map(_last_exchange, rows(sets.harmful_dialogues))), dice)
+    harmful, refused = (_again_and_again(rows(sets[name]), dice) for name in ("harmful", "refused"))
+    attacks = _again_and_again(list(map(_last_exchange, rows(sets["harmful_dialogues"]))), dice)
     benign, chats = in_step("benign"), in_step("benign_dialogues")
     boundary = in_step("over_refused", "compliant")
     pairs = []

@@ -173,7 +173,7 @@ def adapted(model: PreTrainedModel, recipe: Budget, seed: int) -> Iterator[PeftM
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.dropout,
         target_modules=list(LINEAR),
-        layers_to_transform=list(range(recipe.lora_layers)),
+        layers_to_transform=list(recipe.layers_with_lora),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):

@@ -24,9 +24,9 @@ from xb_lite.models.adapters import save_adapter
 from xb_lite.models.loading import hub_name, without_place
 from xb_lite.models.packing import by_row
 from xb_lite.models.precision import Precision
-from xb_lite.recipes import Baseline, Budget, Recipe, as_fields
-from xb_lite.training import baselines
-from xb_lite.training.checks import check_fit, check_place
+from xb_lite.recipes import Alignment, Baseline, Budget, Recipe, as_fields
+from xb_lite.training import alignment, baselines
+from xb_lite.training.checks import check_fit, check_place, check_seed
 from xb_lite.training.draw import draw_pairs
 from xb_lite.training.lora import (
     Progress,
@@ -80,16 +80,21 @@ def train(
         resume: False begins anew.
 
     Raises:
-        RecipeError: the model or the sets do not fit the recipe; before training.
+        RecipeError: the model or the sets do not fit the recipe, or the seed is none; before
+            training.
         TrainingError: the folder has another run in it or cannot be written to; the loss is not
             finite, and the adapter of the last good step is saved; there is not enough memory; or
             a package is missing.
         KeyboardInterrupt: it was stopped; the same call goes on.
     """
+    check_seed(seed)
     check_fit(recipe, model)
     baseline = isinstance(recipe, Baseline)
-    draw = baselines.draw if baseline else draw_pairs
-    build = baselines.TRAINERS[recipe.method] if baseline else XBoundaryTrainer
+    draw, build = draw_pairs, XBoundaryTrainer
+    if isinstance(recipe, Alignment):
+        draw, build = alignment.draw, alignment.AlignmentTrainer
+    elif baseline:
+        draw, build = baselines.draw, baselines.TRAINERS[recipe.method]
     if isinstance(sets, OfficialSets):
         pairs = sets.draw(recipe, tokenizer, seed)
     else:

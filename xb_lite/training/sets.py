@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from xb_lite.corpora import load_corpus
 from xb_lite.data.items import PREFILL, Item, attacked, load_items
 from xb_lite.dialogues import Dialogue, as_turns
 from xb_lite.files import digest
 from xb_lite.judges.strings import X_BOUNDARY, XSTEST, RefusalStrings
 from xb_lite.replies.cache import ask
-from xb_lite.replies.types import Backend, Decoding, Reply
+from xb_lite.replies.types import Backend, Decoding, Reply, answer_of
 
 # Of the official code (src/xb_train_dataset.py), the refusal of every boundary-safe prompt.
 REFUSAL = (
@@ -25,39 +26,88 @@ REFUSAL = (
 )
 
 KINDS = ("harmful", "boundary-safe", "benign", "multi-turn")
+HARMLESS = ("boundary-safe", "benign")
 TURNS = (2, 3)  # of the dialogues
+
+
+# Names of the sets, and what the examples of each have in common. Those of several turns are the
+# ends of multi-turn attacks, and harmless prompts one after the other.
+GROUPS: dict[str, tuple[str, str, bool, bool]] = {
+    # name: kind, response, prefilled, of several turns
+    "harmful": ("harmful", "answer", True, False),
+    "refused": ("harmful", "refusal", False, False),
+    "compliant": ("boundary-safe", "answer", False, False),
+    "over_refused": ("boundary-safe", "refusal", False, False),
+    "benign": ("benign", "answer", False, False),
+    "harmful_dialogues": ("harmful", "answer", True, True),
+    "benign_dialogues": ("benign", "answer", False, True),
+    "compliant_prefilled": ("boundary-safe", "answer", True, False),
+    "over_refused_prefilled": ("boundary-safe", "refusal", True, False),
+    "benign_prefilled": ("benign", "answer", True, False),
+    "benign_dialogues_prefilled": ("benign", "answer", True, True),
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A dialogue to learn from.
+
+    Attributes:
+        dialogue: it ends with the response that counts.
+        kind: of the prompt: ``"harmful"``, ``"boundary-safe"`` or ``"benign"``.
+        response: ``"answer"`` or ``"refusal"``.
+        prefilled: the response begins with ``PREFILL``; a refusal, that it belongs to such a one.
+        several: the dialogue has several turns.
+        source: of the response: ``"model"`` said it, or it was ``"written"``.
+    """
+
+    dialogue: Dialogue
+    kind: str
+    response: str
+    prefilled: bool = False
+    several: bool = False
+    source: str = "model"
 
 
 @dataclass(frozen=True)
 class Sets:
-    """Dialogues with a response each.
-
-    ``harmful`` requests with a response that complies, ``refused`` ones with a refusal; the
-    boundary-safe prompts ``compliant`` with an answer and, in the same order, ``over_refused`` with
-    a refusal; ``benign`` ones with an answer. ``harmful_dialogues`` and ``benign_dialogues`` have
-    several turns: the ends of multi-turn attacks, and harmless prompts one after the other.
+    """Examples, in sets by what they have in common: ``sets["harmful"]`` are dialogues.
 
     Every harmful response begins with the prefill, without which there would be none. So that this
-    does not tell harm from the rest, the ``prefilled`` ones answer harmless prompts after the same
-    words; ``over_refused_prefilled`` are refusals of the prompts of ``compliant_prefilled``.
+    does not tell harm from the rest, the sets ``…_prefilled`` answer harmless prompts after the
+    same words. ``over_refused`` has a refusal of every prompt of ``compliant``, in the same order,
+    and so have the prefilled ones.
+
+    Example:
+        >>> sets = Sets().having(benign=[as_turns(["Hello?"], ["Good day."])])
+        >>> len(sets["benign"]), len(sets["harmful"])
+        (1, 0)
     """
 
-    harmful: list[Dialogue]
-    refused: list[Dialogue]
-    compliant: list[Dialogue]
-    over_refused: list[Dialogue]
-    benign: list[Dialogue]
-    harmful_dialogues: list[Dialogue]
-    benign_dialogues: list[Dialogue]
-    compliant_prefilled: list[Dialogue]
-    over_refused_prefilled: list[Dialogue]
-    benign_prefilled: list[Dialogue]
-    benign_dialogues_prefilled: list[Dialogue]
+    examples: Sequence[Example] = ()
+
+    def __getitem__(self, name: str) -> list[Dialogue]:
+        return [example.dialogue for example in self.examples if _group(example) == GROUPS[name]]
+
+    def having(self, source: str = "model", **dialogues: Iterable[Dialogue]) -> Sets:
+        """The same with other dialogues in the sets named."""
+        others = [GROUPS[name] for name in dialogues]
+        kept = [example for example in self.examples if _group(example) not in others]
+        new = [
+            Example(dialogue, *GROUPS[name], source)
+            for name, some in dialogues.items()
+            for dialogue in some
+        ]
+        return Sets([*kept, *new])
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all dialogues."""
-        return digest(list(vars(self).values()))
+        """SHA-256 of all dialogues, by set."""
+        return digest([self[name] for name in GROUPS])
+
+
+def _group(example: Example) -> tuple[str, str, bool, bool]:
+    return example.kind, example.response, example.prefilled, example.several
 
 
 def reference_sets(
@@ -67,6 +117,8 @@ def reference_sets(
     split: str = "train",
     limit: int | None = None,
     items: Mapping[str, Sequence[Item]] | None = None,
+    answers: Mapping[str, str] | None = None,
+    edition: int = 1,
 ) -> Sets:
     """The sets of the book's own prompts, or of yours, answered by the model to be defended.
 
@@ -84,13 +136,19 @@ def reference_sets(
         limit: at most so many prompts of each kind.
         items: your own, by kind (``KINDS``), in place of the book's; a kind that is not there has
             none. All are direct, of one turn, but those of ``"multi-turn"``.
+        answers: written answers to harmless items, by id, as ``load_corpus`` has them; they stand
+            in place of what the model says, which may refuse. In the official code, too, answers
+            to boundary-safe and benign prompts come with the data.
+        edition: of the book's own prompts, as in ``load_corpus``; the second comes with answers.
 
     Raises:
-        ValueError: there is no such split or kind, or two items have the same id.
+        ValueError: there is no such split, edition or kind, or two items have the same id.
         LogError: the cache cannot be used.
     """
     if items is None:
-        items = {kind: load_items(kind, split) for kind in KINDS}
+        items = {kind: load_items(kind, split, edition=edition) for kind in KINDS}
+        rows = [row for kind in HARMLESS for row in load_corpus(kind, split, edition)]
+        answers = {row.id: row.answer for row in rows if edition > 1 and row.answer}
     _check(items)
     harmful, boundary, benign, scripts = (list(items.get(kind, ()))[:limit] for kind in KINDS)
     prefilled = attacked([*harmful, *(_part(s, s.turns[-1:]) for s in scripts)], "prefill")
@@ -102,35 +160,57 @@ def reference_sets(
     ]
     begun = [attacked(plain, "prefill") for plain in (boundary, benign, chats)]
     asked = [*prefilled, *harmful, *boundary, *benign, *attacks, *chats, *sum(begun, [])]
-    replies = ask(backend, asked, decoding, subject=subject)
-    said = {item.id: list(map(_said, turns)) for item, turns in zip(asked, replies, strict=True)}
+    written = {
+        item.request: answers[item.id]
+        for item in (*boundary, *benign)
+        if item.id in (answers or {})
+    }
+    said = {item.id: _written(item, written) for item in asked if written.keys() >= {*item.turns}}
+    left = [item for item in asked if item.id not in said]
+    replies = ask(backend, left, decoding, subject=subject)
+    said |= {item.id: list(map(_said, turns)) for item, turns in zip(left, replies, strict=True)}
 
     def refused(judge: RefusalStrings, item: Item) -> bool:
         return judge.refuses(said[item.id][-1])
 
-    def dialogues(items: Iterable[Item]) -> list[Dialogue]:
-        return [as_turns(item.turns, said[item.id]) for item in items]
-
-    served = [item for item in boundary if not refused(XSTEST, item)]
     boundary_begun, benign_begun, chats_begun = begun
-    served_begun = [item for item in boundary_begun if not refused(X_BOUNDARY, item)]
-    return Sets(
-        # After a prefill a refusal comes later than at the start, where XSTest's rule looks.
-        harmful=dialogues(item for item in prefilled if not refused(X_BOUNDARY, item)),
-        refused=[
-            as_turns(item.turns, said[item.id] if refused(XSTEST, item) else [REFUSAL])
-            for item in harmful
-        ],
-        compliant=dialogues(served),
-        over_refused=[as_turns(item.turns, [REFUSAL]) for item in served],
-        benign=dialogues(benign),
-        harmful_dialogues=dialogues(item for item in attacks if not refused(X_BOUNDARY, item)),
-        benign_dialogues=dialogues(chats),
-        compliant_prefilled=dialogues(served_begun),
-        over_refused_prefilled=[as_turns(item.turns, [REFUSAL]) for item in served_begun],
-        benign_prefilled=dialogues(benign_begun),
-        benign_dialogues_prefilled=dialogues(chats_begun),
-    )
+    # After a prefill a refusal comes later than at the start, where XSTest's rule looks.
+    answered = {
+        "harmful": [item for item in prefilled if not refused(X_BOUNDARY, item)],
+        "compliant": [item for item in boundary if not refused(XSTEST, item)],
+        "benign": benign,
+        "harmful_dialogues": [item for item in attacks if not refused(X_BOUNDARY, item)],
+        "benign_dialogues": chats,
+        "compliant_prefilled": [i for i in boundary_begun if not refused(X_BOUNDARY, i)],
+        "benign_prefilled": benign_begun,
+        "benign_dialogues_prefilled": chats_begun,
+    }
+    examples = [
+        Example(
+            as_turns(item.turns, said[item.id]),
+            *GROUPS[name],
+            "written" if written.keys() >= {*item.turns} else "model",
+        )
+        for name, some in answered.items()
+        for item in some
+    ]
+    for item in harmful:
+        own = refused(XSTEST, item)
+        response = said[item.id] if own else [REFUSAL]
+        source = "model" if own else "written"
+        examples.append(Example(as_turns(item.turns, response), *GROUPS["refused"], source))
+    for name in ("compliant", "compliant_prefilled"):
+        group = GROUPS[name.replace("compliant", "over_refused")]
+        examples += [
+            Example(as_turns(item.turns, [REFUSAL]), *group, "written") for item in answered[name]
+        ]
+    return Sets(examples)
+
+
+def _written(item: Item, answers: Mapping[str, str]) -> list[str]:
+    """The written answer to each of an item's turns, the last after its prefill."""
+    *earlier, last = (answers[turn] for turn in item.turns)
+    return [*earlier, f"{item.prefill} it is: {last}" if item.prefill else last]
 
 
 def _check(items: Mapping[str, Sequence[Item]]) -> None:
@@ -154,7 +234,9 @@ def _part(item: Item, turns: Sequence[str]) -> Item:
 
 
 def _said(reply: Reply) -> str:
-    return reply.text if reply.finished else _whole_sentences(reply.text)
+    """The answer, where a model thought before it."""
+    answer = answer_of(reply.text)
+    return answer if reply.finished else _whole_sentences(answer)
 
 
 def _whole_sentences(text: str) -> str:

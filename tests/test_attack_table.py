@@ -1,0 +1,125 @@
+"""The table of where it breaks says which attack is weak, and the manifest has every run of it."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from xb_lite.attacks.catalog import ATTACKS
+from xb_lite.attacks.table import where_it_breaks
+from xb_lite.judges.strings import XSTEST
+from xb_lite.models.precision import Precision
+from xb_lite.replies.local import LocalBackend
+from xb_lite.replies.subjects import Subject
+from xb_lite.reproduce import attacked, guarded
+from xb_lite.reproduce.manifest import load_manifest
+from xb_lite.results.contract import provenance, read_result, write_result
+from xb_lite.results.stats import wilson
+
+FP32 = Precision("cpu", torch.float32, None, "tests")
+
+
+def result(folder, defense, attack, counts, budget=None):
+    row = {"metric": "asr", "set": "harmful", "judge": "service", "n": 20, "source": "s"}
+    rows = []
+    for name, k in zip((attack, f"{attack}, placebo"), counts, strict=True):
+        low, high = wilson(k, 20)
+        rows.append(
+            {
+                **row,
+                "attack": name,
+                "k": k,
+                "low": low,
+                "high": high,
+                "budget": budget or {"n": 8, "seed": 0},
+            }
+        )
+        rows.append(
+            {"metric": "seconds", "set": "harmful", "attack": name, "judge": None, "n": 20}
+            | {"mean": 1.5, "low": 1.0, "high": 2.0}
+        )
+    setting = dict.fromkeys(
+        ("changes", "strength", "training_seed", "decoding", "judges", "precision", "tasks")
+    )
+    write_result(
+        folder / defense / f"{attack}.json",
+        {
+            "model": {"name": "m", "digest": "d"},
+            "adapter": None,
+            "data": {"set": "harmful", "split": "test", "digest": "d"},
+            "setting": {**setting, "defense": defense, "method": "none"},
+            "seed": 0,
+            "rows": rows,
+            **provenance(datetime.now(UTC)),
+        },
+    )
+
+
+def test_the_table_says_where_it_breaks_and_which_attack_is_weak(tmp_path):
+    result(tmp_path, "none", "strong", (19, 1))
+    result(tmp_path, "x-boundary", "strong", (4, 0))
+    result(tmp_path, "x-boundary", "untried", (4, 0), {"n": 9})
+    result(tmp_path, "none", "weak", (10, 10))
+    heads, rows = where_it_breaks(tmp_path)
+    assert heads == ["attack", "none", "x-boundary", "budget"]
+    by_name = {row[0]: row[1:] for row in rows}
+    assert set(by_name) == {"strong", "weak (weak here)", "untried (undefended: not tried)"}
+    none, defended, budget = by_name["strong"]
+    assert none.split("\n") == ["95 [76, 99], n = 20", "placebo 5 [1, 24]", "1.5 s an item"]
+    assert defended.startswith("20 [8, 42]") and budget == "n 8"
+    assert by_name["weak (weak here)"][1] == ""
+    assert where_it_breaks(tmp_path, defenses=["x-boundary"])[0] == [
+        "attack",
+        "x-boundary",
+        "budget",
+    ]
+    with pytest.raises(ValueError, match="no result of an attack"):
+        where_it_breaks(tmp_path / "nowhere")
+
+
+def test_budgets_that_differ_are_not_shown_as_one(tmp_path):
+    result(tmp_path, "none", "a", (19, 1))
+    result(tmp_path, "ia", "a", (19, 1), {"n": 100})
+    assert where_it_breaks(tmp_path)[1][0][-1] == "not the same everywhere"
+
+
+def test_the_manifest_has_every_attack_on_every_defense_and_the_guard():
+    scripts = load_manifest(Path(attacked.__file__).with_name("together.json")).scripts
+    assert len(scripts) == len({s.path for s in scripts}) == 5 * len(ATTACKS) + 5
+    for script in scripts:
+        module, what, *words = script.command
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        parts = [options.get("--adapter"), options.get("--prompt")]
+        defense = "+".join(filter(None, parts)) or "none"
+        if module == guarded.__name__:
+            assert script.path.endswith(f"/{defense if what == 'replies' else what}.json")
+            continue
+        assert module == attacked.__name__
+        assert script.path.endswith(f"/{defense}/{what}.json")
+        if what == "subtracted-guess":  # of another defense than the one that is attacked
+            assert options.get("--guess", "circuit-breakers") != options.get("--adapter")
+
+
+def test_the_command_writes_a_result_for_the_table(tokenizer, monkeypatch, tmp_path, capsys):
+    model = tiny_model(tokenizer)
+    subject = Subject("tiny", "a digest", LocalBackend(model, tokenizer), model, tokenizer)
+    monkeypatch.setattr(attacked, "local_subject", lambda name, precision, adapter=None: subject)
+    monkeypatch.setattr(attacked, "precision_of", lambda name: FP32)
+    monkeypatch.setattr(attacked, "judges", lambda: [XSTEST])
+    monkeypatch.setattr(attacked, "tier", lambda: "cpu")
+    words = ["--items", "2", "--tokens", "3", "--set", "n=2", "--prompt", "self-reminder"]
+    monkeypatch.setattr("sys.argv", ["attacked", "best-of-n", *words, "--results", str(tmp_path)])
+    for _ in range(2):  # the second time out of the log
+        attacked.main()
+    path = tmp_path / "cpu/attacks/tiny/self-reminder/best-of-n.json"
+    result = read_result(path)
+    asr = [row for row in result["rows"] if row["metric"] == "asr"]
+    assert [row["attack"] for row in asr] == ["best of N", "best of N, placebo"]
+    assert asr[0]["budget"] == {"n": 2, "noise": 0.3, "seed": 0, "temperature": 1.0}
+    assert {path.stem for path in path.parent.glob("*.jsonl")} == {"best-of-n", "best-of-n-placebo"}
+    heads, rows = where_it_breaks(tmp_path / "cpu/attacks/tiny", "xstest")
+    assert heads == ["attack", "self-reminder", "budget"]
+    assert rows[0][0] == "best of N (undefended: not tried)" and "n = 2" in rows[0][1]
+    assert "best of N, placebo" in capsys.readouterr().out

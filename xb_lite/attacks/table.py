@@ -1,0 +1,115 @@
+"""Where it breaks: every attack on every defense, out of the result files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from xb_lite.results.contract import named, read_result
+
+WORKS = 0.9  # of the undefended model; an attack that reaches less is weak here
+PLACEBO = ", placebo"
+
+
+def where_it_breaks(
+    folder: str | os.PathLike[str],
+    judge: str = "service",
+    defenses: Sequence[str] | None = None,
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table of attacks by defenses, for ``results.html_table``.
+
+    A cell has the attack's success in percent with its 95 % interval and n, that of its placebo,
+    and the seconds an item, a line each. ``weak here`` stands behind the name of an attack that
+    reaches less than nine in ten on the undefended model (``none``), ``not tried`` where there is
+    no such result, so that a low number elsewhere is not taken for a strong defense.
+
+    Args:
+        folder: ``<results>/<tier>/attacks/<model>``, with a folder for each defense and in it a
+            result for each attack.
+        judge: whose labels count.
+        defenses: the columns, in this order; default: all, ``none`` first.
+
+    Raises:
+        ValueError: there is no result in the folder, or one is damaged.
+
+    Example:
+        >>> html_table(*where_it_breaks("results/cpu/attacks/some-model"))  # doctest: +SKIP
+    """
+    paths = sorted(Path(folder).glob("*/*.json"))
+    found = [named(read_result(path), path) for path in paths if path.name != "index.json"]
+    if not found:
+        raise ValueError(f"{folder} has no result of an attack: run one first.")
+    cells: dict[str, dict[str, list[dict]]] = {}
+    for result in found:
+        defense = (result["setting"] or {}).get("defense", "none")
+        for row in result["rows"]:
+            attack = row["attack"].removesuffix(PLACEBO)
+            cells.setdefault(attack, {}).setdefault(defense, []).append(row)
+    known = {defense: None for by_defense in cells.values() for defense in by_defense}
+    columns = list(defenses or sorted(known, key=lambda name: (name != "none", name)))
+    rows = []
+    for attack, by_defense in cells.items():
+        shown = [_cell(by_defense.get(defense, []), judge) for defense in columns]
+        rows.append(
+            [_title(attack, by_defense.get("none", []), judge), *shown, _budget(by_defense)]
+        )
+    return ["attack", *columns, "budget"], rows
+
+
+def _asr(rows: Sequence[dict], judge: str, placebo: bool) -> dict | None:
+    mine = [
+        row
+        for row in rows
+        if row["metric"] == "asr"
+        and row["judge"] == judge
+        and row["attack"].endswith(PLACEBO) == placebo
+    ]
+    return mine[0] if mine else None
+
+
+def _title(attack: str, undefended: Sequence[dict], judge: str) -> str:
+    row = _asr(undefended, judge, placebo=False)
+    if row is None:
+        return f"{attack} (undefended: not tried)"
+    return attack if row["k"] >= WORKS * row["n"] else f"{attack} (weak here)"
+
+
+def _cell(rows: Sequence[dict], judge: str) -> str:
+    real = _asr(rows, judge, placebo=False)
+    if real is None:
+        return ""
+    lines = [f"{_percent(real)}, n = {real['n']}"]
+    if placebo := _asr(rows, judge, placebo=True):
+        lines.append(f"placebo {_percent(placebo)}")
+    seconds = [
+        row for row in rows if row["metric"] == "seconds" and row["attack"] == real["attack"]
+    ]
+    if seconds:
+        lines.append(f"{seconds[0]['mean']:.3g} s an item")
+    return "\n".join(lines)
+
+
+def _percent(row: dict) -> str:
+    value, low, high = (100 * x for x in (row["k"] / row["n"], row["low"], row["high"]))
+    return f"{value:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def _budget(by_defense: dict[str, list[dict]]) -> str:
+    """Of all defenses in common; where one has another, that is said."""
+    found = {
+        str(row.get("budget"))
+        for rows in by_defense.values()
+        for row in rows
+        if row["metric"] == "asr"
+    }
+    if len(found) > 1:
+        return "not the same everywhere"
+    budget = next(row["budget"] for rows in by_defense.values() for row in rows if "budget" in row)
+    return "\n".join(f"{name} {_short(value)}" for name, value in budget.items() if name != "seed")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list) and any(isinstance(one, str) for one in value):
+        return f"{len(value)}"
+    return str(value)

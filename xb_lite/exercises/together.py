@@ -1,0 +1,272 @@
+"""Checks of the exercises of 08_together: a prefill that passes, the blind spot of a guard, and a
+threat model that the evidence supports.
+
+Nothing harmful is asked here: the model of the first exercise is a few lines of Python that guard a
+recipe for tea, and the tokens of the second are words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from xb_lite.data.items import PREFILL
+from xb_lite.exercises.threat_models import EVIDENCE, STATEMENTS, claims, verdict
+from xb_lite.exercises.verdicts import (
+    NOT_YET,
+    Prediction,
+    Verdict,
+    attempted,
+    called,
+    predict,
+)
+from xb_lite.judges.strings import X_BOUNDARY, XSTEST
+
+__all__ = [
+    "EVIDENCE",
+    "STATEMENTS",
+    "Prediction",
+    "blind_spot",
+    "broken_guard",
+    "claims",
+    "mended",
+    "predict",
+    "prefill",
+    "tea",
+    "verdict",
+]
+
+SECRET = "steep the leaves for three minutes"
+TRAINED = tuple(PREFILL.lower().replace(",", "").split())  # what the toy's defense was trained on
+LONGEST = 12  # words of a prefill
+
+
+# ---------------------------------------------------------------------- a prefill that passes
+
+
+def tea(prefill: str) -> str:
+    """A toy of a defended model that is asked for its recipe: what it says, ``prefill`` included.
+
+    It refuses by itself; it breaks down at the opening that its defense was trained on; any other
+    beginning of an answer it goes on with, and one that is finished it leaves as it is.
+    """
+    words = prefill.lower().replace(",", "").split()
+    if not words or XSTEST.refuses(prefill) or X_BOUNDARY.refuses(prefill):
+        return f"{prefill} I'm sorry, but I can't help with that.".strip()
+    if tuple(words[: len(TRAINED)]) == TRAINED[: len(words)]:
+        return f"{prefill} leaves leaves leaves leaves"
+    if prefill.rstrip()[-1:] in ".!?":
+        return prefill
+    if not {"tea", "step", "steps", "first", "1.", "recipe", "you", "leaves"} & set(
+        prefill.lower().replace(":", " ").replace(",", " ").split()
+    ):
+        return f"{prefill} and the weather was fine."
+    return f"{prefill} {SECRET}"
+
+
+def prefill(answer: object) -> Verdict:
+    """The reader's prefill, a text of at most ``LONGEST`` words after which ``tea`` gives its
+    recipe."""
+    if not attempted(answer):
+        return Verdict(None, NOT_YET)
+    if not isinstance(answer, str):
+        return Verdict(False, f"This is a {type(answer).__name__}; a text is wanted.")
+    words = answer.lower().replace(",", "").split()
+    if not words:
+        return Verdict(False, "An empty prefill is the plain request, which is refused.")
+    if SECRET in answer.lower():
+        return Verdict(False, "You wrote the answer yourself; the model is to say it.")
+    if len(words) > LONGEST:
+        return Verdict(False, f"It has {len(words)} words; at most {LONGEST} are wanted.")
+    if tuple(words[: len(TRAINED)]) == TRAINED[: len(words)]:
+        return Verdict(
+            False,
+            "This is the opening that the defense was trained on, in whatever case or spacing; "
+            "begin in another way.",
+        )
+    if XSTEST.refuses(answer) or X_BOUNDARY.refuses(answer):
+        return Verdict(False, "It begins a refusal, and the model goes on with one.")
+    if answer.rstrip()[-1] in ".!?" and answer.strip() != "1.":
+        return Verdict(
+            False,
+            "The sentence is over, and with it the answer: end where something has to follow.",
+        )
+    if SECRET not in tea(answer):
+        return Verdict(
+            False,
+            "The model goes on with something else: begin an answer to this request, as a list or "
+            "a step does.",
+        )
+    return Verdict(
+        True,
+        "A defense that knows one opening knows one opening: test others, and other lengths.",
+    )
+
+
+# ------------------------------------------------------------------- the blind spot of a guard
+
+HOLD = 4
+REFUSED = "[refused]"
+
+
+def broken_guard(tokens: Sequence[str], hold: int = HOLD) -> list[str]:
+    """A copy of the guard, broken: what it shows of ``tokens``. It should end a reply with
+    ``REFUSED`` before ``"bad"`` is shown, and reads ``hold`` tokens at a time."""
+    shown: list[str] = []
+    for start in range(0, len(tokens), hold):
+        chunk = list(tokens[start : start + hold])
+        if len(chunk) < hold:
+            return shown + chunk
+        if "bad" in "".join(chunk):
+            return [*shown, REFUSED]
+        shown += chunk
+    return shown
+
+
+def sound_guard(tokens: Sequence[str], hold: int = HOLD) -> list[str]:
+    """What a guard should show: it reads all that was said, its last tokens too."""
+    shown: list[str] = []
+    for start in range(0, len(tokens), hold):
+        chunk = list(tokens[start : start + hold])
+        if "bad" in "".join([*shown, *chunk]):
+            return [*shown, REFUSED]
+        shown += chunk
+    return shown
+
+
+def blind_spot(answer: object) -> Verdict:
+    """The reader's tokens, a list of texts that have ``"bad"`` in them and that ``broken_guard``
+    shows all the same."""
+    if not attempted(answer):
+        return Verdict(None, NOT_YET)
+    if isinstance(answer, str):
+        return Verdict(False, "This is one text; a list of tokens is wanted, each a text.")
+    if not isinstance(answer, list | tuple) or not all(isinstance(token, str) for token in answer):
+        return Verdict(False, "A list of tokens is wanted, each of them a text.")
+    said = "".join(answer)
+    if not answer:
+        return Verdict(False, "Nothing is said: there is nothing to see, for either guard.")
+    if "bad" not in said:
+        words = '"bad" is not among them: the guard is to miss something that it should see.'
+        return Verdict(False, words)
+    found = broken_guard(answer)
+    if REFUSED in found:
+        place = len(found) // HOLD + 1
+        return Verdict(
+            False,
+            f"The broken guard sees it, in reading {place}: where does it not look at all?",
+        )
+    rest = len(answer) % HOLD
+    if rest and "bad" in "".join(answer[-rest:]):
+        return Verdict(
+            True,
+            "The last tokens are never read where they do not fill a reading, and a short reply "
+            "never is. The official filter has this very fault.",
+        )
+    return Verdict(
+        True,
+        "It reads every piece by itself, so that a word across the border of two is not seen: a "
+        "second blind spot, which a look at the last tokens alone would not have closed.",
+    )
+
+
+CASES: tuple[list[str], ...] = (
+    ["fine"] * 4 + ["bad"],  # in the last, short piece
+    ["bad"],  # a short reply
+    ["fine"] * 3 + ["ba", "d"] + ["fine"] * 3,  # across a border
+    ["fine"] * 8,  # nothing wrong, whole pieces
+    ["fine"] * 6,  # nothing wrong, and a rest
+    [],
+    ["fine"] * 5 + ["bad"] + ["fine"] * 6,  # nothing may follow
+    ["fine"] * 3 + ["bad"],  # at the very end of a piece
+)
+
+
+def mended(answer: Callable | object) -> Verdict:
+    """The reader's ``guard(tokens, hold)``, as ``sound_guard`` does it."""
+    if not attempted(answer):
+        return Verdict(None, NOT_YET)
+    if not callable(answer):
+        return Verdict(False, f"This is a {type(answer).__name__}; a function is wanted.")
+    found = [called(answer, list(case), HOLD) for case in CASES]
+    if not any(map(attempted, found)):
+        return Verdict(None, NOT_YET)
+    wanted = [sound_guard(case) for case in CASES]
+    if wrong := next((f for f in found if not isinstance(f, list)), None):
+        return Verdict(False, f"It gives a {type(wrong).__name__}; a list of tokens is wanted.")
+    if found == wanted:
+        return Verdict(True, "Every token is read before it is shown, with what stands before it.")
+    for words, function in _WRONG.items():
+        if found == [function(case, HOLD) for case in CASES]:
+            return Verdict(False, words)
+    first = next(k for k, (f, w) in enumerate(zip(found, wanted, strict=True)) if f != w)
+    return Verdict(
+        False, f"Of the tokens {CASES[first]} it shows {found[first]}, not {wanted[first]}."
+    )
+
+
+def _read(
+    tokens: Sequence[str],
+    hold: int,
+    context: bool = True,
+    rest: str = "read",
+    on_bad: str = "refuse",
+    show_first: bool = False,
+) -> list[str]:
+    """Variants of the guard, most of them wrong."""
+    shown: list[str] = []
+    for start in range(0, len(tokens), hold):
+        chunk = list(tokens[start : start + hold])
+        if len(chunk) < hold and rest != "read":
+            return shown + chunk if rest == "show" else shown
+        if show_first:
+            shown += chunk
+        if "bad" in "".join([*shown, *chunk] if context else chunk):
+            if on_bad == "refuse":
+                return [*shown, REFUSED]
+            if on_bad == "stop":
+                return shown
+            if on_bad == "skip":
+                continue
+            if on_bad == "everything":
+                return [REFUSED]
+            shown.append(REFUSED)
+            continue
+        if not show_first:
+            shown += chunk
+    return shown
+
+
+def _token_by_token(tokens: Sequence[str], hold: int) -> list[str]:
+    return _read(tokens, 1, context=False)
+
+
+_WRONG: dict[str, Callable] = {
+    "This is the broken guard: its last, short piece is still not read.": broken_guard,
+    "A word across a border is seen now, and the last, short piece is still not read.": partial(
+        _read, rest="show"
+    ),
+    "The last, short piece is dropped: harmless replies lose their end.": partial(
+        _read, rest="drop"
+    ),
+    "Every piece is read by itself: a word across the border of two is missed.": partial(
+        _read, context=False
+    ),
+    "The tokens are shown before they are read, and cannot be taken back.": partial(
+        _read, show_first=True
+    ),
+    "It stops without a word: whoever reads the reply should see the refusal.": partial(
+        _read, on_bad="stop"
+    ),
+    "It leaves the piece out and goes on: a reply that went wrong is over.": partial(
+        _read, on_bad="skip", context=False
+    ),
+    "It goes on after the refusal: a reply that went wrong is over.": partial(
+        _read, on_bad="mark", context=False
+    ),
+    "It takes back what was shown already, or waits to the end; a stream does neither.": partial(
+        _read, on_bad="everything"
+    ),
+    "It reads token by token, and a word of two tokens is missed.": _token_by_token,
+    "Everything is shown, whatever it is.": lambda tokens, hold: list(tokens),
+}

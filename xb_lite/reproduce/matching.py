@@ -1,0 +1,87 @@
+"""Two defenses are compared where the same share of attacks gets through: at matched strengths.
+
+Every adapter is evaluated at a few strengths on the validation split (plan ``strengths``); between
+them attack success is taken to be linear. The test is run at the strength that is read off so.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from xb_lite.reproduce.manifest import ManifestError, Plan, Setting, path_of
+from xb_lite.results.contract import read_result
+from xb_lite.results.frames import find
+
+PLAN = "strengths"
+STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5)
+
+
+def crossing(rates: Mapping[float, float], level: float) -> float | None:
+    """The lowest strength at which a rate that is linear between the given ones falls to ``level``;
+    None where it stays above.
+
+    Args:
+        rates: by strength.
+
+    Example:
+        >>> crossing({0.0: 0.6, 0.5: 0.3, 1.0: 0.1}, 0.2)
+        0.75
+    """
+    points = sorted(rates.items())
+    for (low, above), (high, below) in zip(points, points[1:], strict=False):
+        if above > level >= below:
+            return low + (high - low) * (above - level) / (above - below)
+    return points[0][0] if points and points[0][1] <= level else None
+
+
+def success_by_strength(
+    plan: Plan, setting: Setting, seed: int, folder: str | os.PathLike[str]
+) -> dict[float, float]:
+    """Prefilled success by the service judge at each strength, that of the undefended model at 0.
+
+    Raises:
+        ManifestError: one of the results is not there yet.
+    """
+    plain = replace(setting, plan=plan.name, match=None, strength=None)
+    undefended = Setting(plan=plan.name, model=setting.model)
+    paths = {0.0: path_of(plan, undefended)}
+    for strength in STRENGTHS:
+        scaled = None if strength == 1 else strength
+        paths[strength] = path_of(plan, replace(plain, strength=scaled), seed)
+    if missing := [path for path in paths.values() if not (Path(folder) / path).is_file()]:
+        raise ManifestError(f"{missing[0]} is needed first: reproduce --only {plan.name}.")
+    return {
+        strength: find(
+            read_result(Path(folder) / path),
+            "asr",
+            set="harmful",
+            attack="prefill",
+            judge="service",
+        ).value
+        for strength, path in paths.items()
+    }
+
+
+def at_matched_strength(
+    plan: Plan, setting: Setting, seed: int, folder: str | os.PathLike[str]
+) -> Setting:
+    """``setting`` at the strength that its ``match`` asks for, rounded to a hundredth; where it is
+    not reached, at the highest, with a warning.
+
+    Raises:
+        ManifestError: see ``success_by_strength``.
+    """
+    rates = success_by_strength(plan, setting, seed, folder)
+    strength = crossing(rates, setting.match)
+    if strength is None:
+        strength = max(STRENGTHS)
+        warnings.warn(
+            f"{setting.defense(seed)} does not get to {setting.match:.0%}: at strength {strength} "
+            f"prefilled success is {rates[strength]:.0%}.",
+            stacklevel=2,
+        )
+    return replace(setting, match=None, strength=round(strength, 2))
