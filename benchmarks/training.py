@@ -1,6 +1,6 @@
 """One training step of X-Boundary against the official recipe's way, alternating in one process.
 
-    python benchmarks/training.py [--items own|long] [--pairs 4] [--repeats 3]
+    python benchmarks/training.py [--items own|long] [--rival official|plain] [--pairs 4]
 
 Both take the same model, adapter, items, loss (the official one) and precision. The official way,
 restated in official_step.py, pads request and response to 512 tokens each and what is retained to
@@ -8,6 +8,9 @@ restated in official_step.py, pads request and response to 512 tokens each and w
 ``--no-recompute`` does without) and stacks all hidden states. ``xb_lite`` makes one pass without
 padding and logits, and keeps the reference states of items that come again
 (``--reference adapter-off`` does without).
+
+``--rival plain`` takes plain_step.py instead: a well-written loop of transformers and peft, with
+dynamic padding, one pass and the reference states kept.
 
 ``own`` are pairs of the book's own prompts and responses; ``long`` are made of its passages, with
 request and response of 400 to 1,024 tokens together and 600 to 1,024 to retain, the official range.
@@ -19,7 +22,7 @@ operations a weight and token forward, as many backward (weights that are not tr
 gradient), and as many again for a reference pass; adapter, attention and loss are not counted as
 useful. Each turn of a way is two steps, memory of the first and time of the second (``measure``).
 
-Results: ``<results>/<items>[-no-recompute].json``, means over the repeats.
+Results: ``<results>/<items>[-no-recompute][-plain].json``, means over the repeats.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from typing import NamedTuple
 import official_step as official
 import torch
 from peft import PeftModel
+from plain_step import PlainStep
 from torch import nn
 
 from xb_lite import losses
@@ -63,6 +67,7 @@ STEP = 90  # of 300: both sides of the loss count
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", choices=("own", "long"), default="own")
+    parser.add_argument("--rival", choices=("official", "plain"), default="official")
     parser.add_argument("--model", default=ALIGNED)
     parser.add_argument("--pairs", type=int, default=4, help="in a step")
     parser.add_argument("--repeats", type=int, default=3, help="of each way, alternating")
@@ -100,7 +105,11 @@ def main() -> None:
 
     with lowest_layers(subject.model, recipe.lora_layers), adapted(subject.model, recipe, 0) as m:
         common = (m, recipe, pairs, subject.tokenizer.pad_token_id, precision)
-        ways = {"official": official_way(*common, args.recompute), "xb_lite": own_way(*common)}
+        if args.rival == "plain":
+            rival = plain_way(*common)
+        else:
+            rival = official_way(*common, args.recompute)
+        ways = {args.rival: rival, "xb_lite": own_way(*common)}
         found = {name: [] for name in ways}
         for way in ways.values():
             measure(way, m)  # once to warm up, and to fill the cache of reference states
@@ -137,6 +146,7 @@ def main() -> None:
     shown = ", ".join(f"{peak / 1e9:.0f}" for peak in peaks)
     print(f"the matrix-product peak is {shown} GFLOP/s")
     name = args.items if args.recompute else f"{args.items}-no-recompute"
+    name += "-plain" if args.rival == "plain" else ""
     result = {
         "model": {"name": subject.name, "digest": subject.digest},
         "adapter": None,
@@ -157,17 +167,7 @@ def official_way(
     precision: Precision,
     recompute: bool,
 ) -> Callable[[], torch.Tensor]:
-    items = []
-    for pair in pairs:
-        change = pair.change.encoding
-        items.append(
-            official.Item(
-                change.input_ids[~change.response].tolist(),
-                change.input_ids[change.response].tolist(),
-                pair.keep.encoding.input_ids.tolist(),
-                pair.separate,
-            )
-        )
+    items = items_of(pairs)
 
     def step() -> torch.Tensor:
         if recompute:
@@ -188,6 +188,42 @@ def official_way(
         return found.loss
 
     return step
+
+
+def plain_way(
+    model: PeftModel, recipe: Recipe, pairs: list[Pair], pad_id: int, precision: Precision
+) -> Callable[[], torch.Tensor]:
+    with precision.autocast():
+        of_items = PlainStep(
+            model,
+            items_of(pairs),
+            targets=[layer + 1 for layer in recipe.target_layers],
+            schedule=recipe.schedule,
+            alpha=recipe.alpha,
+            pad_id=pad_id,
+        )
+
+    def step() -> torch.Tensor:
+        model.train()
+        with precision.autocast():
+            loss = of_items(STEP)
+        loss.backward()
+        return loss
+
+    return step
+
+
+def items_of(pairs: list[Pair]) -> list[official.Item]:
+    """As the rivals know them."""
+    return [
+        official.Item(
+            pair.change.encoding.input_ids[~pair.change.encoding.response].tolist(),
+            pair.change.encoding.input_ids[pair.change.encoding.response].tolist(),
+            pair.keep.encoding.input_ids.tolist(),
+            pair.separate,
+        )
+        for pair in pairs
+    ]
 
 
 def own_way(

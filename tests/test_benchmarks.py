@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from xb_lite.data import public as benchmarks
+from xb_lite.data import fetching
 from xb_lite.data.public import BENCHMARKS, load_dialogues
 from xb_lite.data.rows import BenchmarkError
 
@@ -431,7 +431,7 @@ def test_server_down(home, tmp_path):
 
 
 def test_silent_server(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarks, "TIMEOUT", 0.2)
+    monkeypatch.setattr(fetching, "TIMEOUT", 0.2)
     release = threading.Event()
 
     def keep_waiting(request, _):

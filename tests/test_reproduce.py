@@ -18,6 +18,7 @@ from xb_lite.replies.subjects import Subject
 from xb_lite.replies.types import Reply
 from xb_lite.reproduce import runner, status, subjects
 from xb_lite.reproduce.manifest import (
+    LARGE,
     ManifestError,
     Plan,
     Setting,
@@ -59,6 +60,31 @@ def test_committed_results_are_in_the_manifest_and_the_reverse(book):
     assert there - TYPED == {task.path for task in tasks} - missing
     done = len(tasks) - len(missing)
     assert progress(tasks).startswith(f"{done} of {len(tasks)} done, {len(missing)} missing")
+
+
+def test_what_is_for_large_machines_is_missing_only_where_it_is_asked_for(book):
+    whole = {plan.name for plan in book.plans.values() if plan.tier in LARGE}
+    assert {"published", "published-multi-turn", "published-seeds"} <= whole
+    assert not any(task.tier in LARGE for task in tasks_of(book, RESULTS))
+    for tier in LARGE:
+        asked = tasks_of(book, RESULTS, tier=tier)
+        assert asked and {task.tier for task in asked} == {tier}
+    named = tasks_of(book, RESULTS, ["published-thinking"])
+    assert [task.state for task in named] == ["missing", "missing"]
+    for setting in book.settings:
+        if book.plans[setting.plan].tier in LARGE and setting.trained:
+            recipe = load_recipe(setting.recipe)
+            assert recipe.model == setting.model and setting.data == "official"
+
+
+def test_what_is_there_of_a_large_machine_counts(book, tmp_path):
+    path = tmp_path / "a100/published/Meta-Llama-3-8B-Instruct/none.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("no result yet")
+    found = [task for task in tasks_of(book, tmp_path) if task.tier in LARGE]
+    assert [(task.path, task.state) for task in found] == [
+        ("a100/published/Meta-Llama-3-8B-Instruct/none.json", "stale")
+    ]
 
 
 def test_every_path_that_a_page_reads_is_in_the_manifest(book):

@@ -4,6 +4,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from xb_lite.dialogues import as_dialogue, as_turns
+from xb_lite.files import cache_folder
+from xb_lite.models.cached import DEFAULT
 from xb_lite.recipes import load_recipe
 from xb_lite.training.sets import Sets
 
@@ -97,3 +99,11 @@ def tiny_recipe(name="x-boundary-smollm2-135m", **changes):
         "max_tokens": 128,
     }
     return load_recipe(name, **{**sizes, **changes})
+
+
+def own_cache(folder):
+    """A cache folder of a test's own, with the default model in it, which ``tokenizer`` fetched."""
+    folder.mkdir()
+    for path in cache_folder().glob(f"{DEFAULT}-*"):
+        (folder / path.name).symlink_to(path)
+    return folder

@@ -1,6 +1,7 @@
 """Commands of the book: fetch a model, train a defense, evaluate it, serve it, make all results.
 
 python -m xb_lite fetch      have a model on this machine before it is needed
+python -m xb_lite estimate   say what a recipe takes, before anything is fetched
 python -m xb_lite train      train a defense by a recipe
 python -m xb_lite scale      turn a trained defense down, or up
 python -m xb_lite evaluate   ask a model everything, judge it, and keep the result
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 from xb_lite.corpora import SPLITS
 from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model
 from xb_lite.models.wheels import FetchError
+from xb_lite.scaling.command import add_estimate
 
 if TYPE_CHECKING:
     from xb_lite.serve.upstreams import Upstream
@@ -108,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "model", nargs="?", default=DEFAULT, choices=sorted(SPECS), help=f"default: {DEFAULT}"
     )
     fetch.set_defaults(run=_fetch)
+    add_estimate(commands)
     train = commands.add_parser(
         "train",
         help="a defense, by a recipe",
@@ -124,6 +127,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FIELD=VALUE",
         dest="changes",
         help="other values for fields of the recipe",
+    )
+    train.add_argument(
+        "--data",
+        **several,
+        metavar="WHAT",
+        help="official: the published files, fetched, put together as the official code does; "
+        "behind it NAME=FILE for copies of your own, and its options (OPTION=VALUE)",
     )
     train.add_argument("--into", metavar="FOLDER", help="default: adapters in the cache folder")
     resumable = {"action": argparse.BooleanOptionalAction, "default": True}
@@ -235,7 +245,9 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "--only", **several, default=[], metavar="PLAN", help="or a pattern of paths: 'cpu/test/*'"
     )
-    reproduce.add_argument("--tier", choices=("cpu", "gpu"), help="default: both")
+    reproduce.add_argument(
+        "--tier", choices=("cpu", "gpu", "a100", "multi"), help="default: cpu and gpu"
+    )
     reproduce.add_argument(
         "--sets", **several, default=[], metavar="NAME=FILE", help="your copies of public sets"
     )
@@ -251,15 +263,9 @@ def _fetch(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from xb_lite.recipes import load_recipe, parse_change
-    from xb_lite.training.defense import adapter_folder, train_defense
+    from xb_lite.training.command import run
 
-    changes = dict(map(parse_change, args.changes))
-    recipe = load_recipe(args.recipe, **changes)
-    into = args.into or adapter_folder(args.recipe, args.seed, changes)
-    trained = train_defense(recipe, into, seed=args.seed, resume=args.resume)
-    last = ", ".join(f"{k} {v:.3g}" for k, v in trained.curve[-1].items())
-    print(f"{trained.folder}\n{last}")
+    run(args)
 
 
 def _scale(args: argparse.Namespace) -> None:
@@ -275,6 +281,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from xb_lite.intention.defenses import defense_named, prompted
     from xb_lite.judges.named import OWN_JUDGES, judge_models, judges_named
     from xb_lite.models.loading import precision_of
+    from xb_lite.replies.shares import join_processes
     from xb_lite.replies.subjects import local_subject, remote_subject
     from xb_lite.replies.types import Decoding
     from xb_lite.results.tables import print_result
@@ -289,6 +296,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     decoding = Decoding(args.max_new_tokens)
     name = args.model or DEFAULT
     precision = precision_of(name, exact=True)
+    join_processes(cpu=precision.device == "cpu")
     print(f"{len(items)} items" + ("" if args.server else f", {precision}"))
     if args.defense:
         defense_named(args.defense)  # before a model is loaded
@@ -321,7 +329,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         judged_by=judges_named(*judged_by) if args.judges else None,
         resume=args.resume,
     )
-    print_result(path)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print_result(path)
 
 
 def _serve(args: argparse.Namespace) -> None:

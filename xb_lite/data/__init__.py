@@ -7,5 +7,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "items": ["Item", "PREFILL", "attacked", "load_items", "plan"],
         "public": ["BENCHMARKS", "load_dialogues"],
+        "training": ["TRAINING", "load_training"],
     },
 )

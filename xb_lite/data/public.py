@@ -8,17 +8,13 @@ is read by what is in it: JSON as in the official X-Boundary code, JSON lines, o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import urllib.request
 import warnings
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
+from xb_lite.data.fetching import Remote, fetched
 from xb_lite.data.published import check_published
 from xb_lite.data.rows import (
     BenchmarkError,
@@ -29,9 +25,6 @@ from xb_lite.data.rows import (
     belongs,
     parse,
 )
-from xb_lite.files import cache_folder, write_whole
-
-TIMEOUT = 30  # seconds without a byte
 
 
 @dataclass(frozen=True)
@@ -132,9 +125,6 @@ def _read(path: Path, or_name: bool) -> bytes:
         raise BenchmarkError(f"{str(path)!r} cannot be read ({reason}); give a file.") from None
 
 
-# The copy in the cache, and its digest.
-
-
 def _cached(benchmark: Benchmark) -> tuple[Path, bytes]:
     """The benchmark's file and its bytes, fetched the first time."""
     if benchmark.url is None:
@@ -144,71 +134,7 @@ def _cached(benchmark: Benchmark) -> tuple[Path, bytes]:
             f"load_dialogues({benchmark.name!r}, path=...), or in a command with --sets "
             f"{benchmark.name}=FILE."
         )
-    folder = cache_folder() / "benchmarks"
-    address = hashlib.sha256(benchmark.url.encode()).hexdigest()  # a new revision is a new file
-    file = folder / f"{benchmark.name}-{address[:12]}{Path(benchmark.url).suffix}"
-    record = folder / f"{file.name}.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        recorded = _recorded(record)
-        if recorded is not None and file.exists():
-            data = file.read_bytes()
-            if hashlib.sha256(data).hexdigest() != recorded:
-                raise BenchmarkError(
-                    f"{file} was altered since it was fetched (its sha256 is not {recorded[:12]}…):"
-                    " delete it to fetch it again, or give it as path= (in a command: --sets "
-                    f"{benchmark.name}=FILE) to use it as it is."
-                )
-            return file, data
-        data = _download(benchmark)
-        parse(
-            data, benchmark.url, LAYOUTS
-        )  # the login page of a network must not become the first copy
-        found = hashlib.sha256(data).hexdigest()
-        if recorded not in (None, found):
-            raise BenchmarkError(
-                f"{benchmark.url} sent another file than at the first fetch (sha256 {found[:12]}…, "
-                f"recorded {recorded[:12]}…): if you trust it, delete {record} and try again."
-            )
-        write_whole(file, data)
-        write_whole(record, json.dumps({"url": benchmark.url, "sha256": found}, indent=1))
-        return file, data
-    except OSError as error:
-        raise BenchmarkError(
-            f"The cache folder {folder} cannot be used ({error.strerror or error}): set "
-            "XB_LITE_CACHE to a folder you can write to."
-        ) from error
-
-
-def _recorded(record: Path) -> str | None:
-    """The digest of the first fetch; None if there was none."""
-    if not record.exists():
-        return None
-    try:
-        return str(json.loads(record.read_bytes())["sha256"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise BenchmarkError(
-            f"{record} does not hold a digest any more: delete it to fetch again."
-        ) from None
-
-
-def _download(benchmark: Benchmark) -> bytes:
-    try:
-        with urllib.request.urlopen(benchmark.url, timeout=TIMEOUT) as response:
-            expected, data = response.length, bytearray()
-            name = f"fetching {benchmark.name}"
-            with tqdm(total=expected, desc=name, unit="B", unit_scale=True) as bar:
-                while piece := response.read(1 << 16):
-                    data += piece
-                    bar.update(len(piece))
-        if expected is not None and len(data) != expected:
-            raise OSError(f"the connection broke after {len(data)} of {expected} bytes")
-        return bytes(data)
-    except (OSError, HTTPException) as error:
-        reason = error.reason if type(error) is urllib.error.URLError else error
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it holds the connection
-        raise BenchmarkError(
-            f"{benchmark.title} could not be fetched from {benchmark.url} ({reason}): try again, "
-            f"or give a copy of your own as path= (in a command: --sets {benchmark.name}=FILE)."
-        ) from error
+    own = f"path= (in a command: --sets {benchmark.name}=FILE)"
+    remote = Remote(benchmark.name, benchmark.title, benchmark.url, own)
+    file, data, _ = fetched(remote, "benchmarks", lambda data: parse(data, benchmark.url, LAYOUTS))
+    return file, data

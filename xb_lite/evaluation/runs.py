@@ -23,6 +23,7 @@ from xb_lite.judges.named import judges
 from xb_lite.judges.strings import Judge
 from xb_lite.models.precision import Precision
 from xb_lite.recipes import METHODS, changes_of
+from xb_lite.replies.shares import ask_shared, processes
 from xb_lite.replies.subjects import Subject
 from xb_lite.replies.types import Decoding
 from xb_lite.results.contract import provenance, read_result, write_result
@@ -75,7 +76,8 @@ def evaluate_subject(
     The log lies beside it (``.jsonl``), of the same items. A run that was stopped goes on where it
     was; one of more items adds to it, one of fewer is refused. A finished result of the same
     setting on the same items is left as it is. ``seconds`` are of all attempts: asking, judging,
-    and what is measured after them.
+    and what is measured after them. Of several processes each asks its share, and the first does
+    the rest; the log is as that of one.
 
     Args:
         items: from ``plan``.
@@ -88,7 +90,7 @@ def evaluate_subject(
         resume: False asks and judges these items anew, and writes the result again.
 
     Raises:
-        ValueError: an item or a task cannot be asked.
+        ValueError: an item or a task cannot be asked, or several processes are to begin anew.
         LogError: an earlier run of other settings or of other items is in the way, or the folder
             cannot be used.
     """
@@ -117,6 +119,10 @@ def evaluate_subject(
         "setting": setting_of(subject, precision, decoding, judged_by, tasks),
     }
     if resume and _is_finished(path, same):
+        return path
+    if not resume and processes() > 1:
+        raise ValueError("several processes cannot begin anew together: delete the result first.")
+    if not ask_shared(subject.backend, items, decoding, subject=subject.identity(precision)):
         return path
     outcomes = evaluate(
         subject.backend,

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -269,7 +270,13 @@ def parse_change(text: str) -> tuple[str, object]:
 
 def own_recipe(method: str, model: str) -> str:
     """The name under which a recipe for a method and model comes with the package, if one does."""
-    return f"{method}-{model.removesuffix('-aligned')}"
+    return _own().get((method, model), f"{method}-{model.removesuffix('-aligned')}")
+
+
+@cache
+def _own() -> dict[tuple[str, str], str]:
+    read = {n: json.loads((files(__name__) / f"{n}.json").read_text()) for n in recipe_names()}
+    return {(values["method"], values["model"]): name for name, values in read.items()}
 
 
 def changes_of(recipe: Budget) -> dict[str, object]:

@@ -103,9 +103,9 @@ def _answered(
 ) -> Iterator[tuple[list[Item], list[list[dict]]]]:
     """Some of what is ``left`` with its replies, again and again, until there are all."""
     missing = {item.id for item in left}
-    batches = ([item for item in some if item.id in missing] for some in _batches(items))
+    batched = ([item for item in some if item.id in missing] for some in batches(items))
     if not (most := getattr(backend, "concurrency", None)):
-        for some in filter(None, batches):
+        for some in filter(None, batched):
             yield some, _replies(backend, some, decoding)
         return
 
@@ -114,7 +114,7 @@ def _answered(
         seed = random.Random(f"{decoding.seed} {item.id}").getrandbits(31)
         return _replies(backend, [item], replace(decoding, seed=seed))
 
-    for item, replies in side_by_side(deque(sum(batches, [])), alone, most):
+    for item, replies in side_by_side(deque(sum(batched, [])), alone, most):
         yield [item], replies
 
 
@@ -122,13 +122,13 @@ def _check_answerable(backend: Backend, items: Sequence[Item], decoding: Decodin
     """Whether the backend can reply to all of it, before it is asked for hours."""
     if not hasattr(backend, "check"):
         return
-    for batch in _batches(items):
+    for batch in batches(items):
         turns = len(batch[0].turns)
         dialogues = [as_turns(item.turns, ["."] * (turns - 1)) for item in batch]
         backend.check(dialogues, turns * decoding.max_new_tokens, batch[0].prefill)
 
 
-def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+def batches(items: Sequence[Item]) -> Iterator[list[Item]]:
     """Items that can be asked together, similar lengths side by side; the same ones every time."""
     by_way: dict[tuple[int, str], list[Item]] = {}
     for item in items:

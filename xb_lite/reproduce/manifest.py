@@ -18,6 +18,8 @@ from xb_lite.data.items import ATTACKS, SETS, Item, attacked, plan, spread
 from xb_lite.recipes import METHODS, own_recipe, run_name
 
 MANIFEST = Path(__file__).with_name("manifest.json")
+TIERS = ("cpu", "gpu", "a100", "multi")  # gpu: one card that was at hand
+LARGE = ("a100", "multi")  # one card of 80 GB, and several
 EVERY = 4  # one request in so many of a public set is for validation
 
 
@@ -32,7 +34,8 @@ class Plan:
     Attributes:
         name: in the manifest.
         folder: of its results; it begins with the tier where it is not the book's first.
-        tier: ``"cpu"`` or ``"gpu"``: where it is run.
+        tier: one of ``TIERS``: where it is run. What is in ``LARGE`` was not run here: it is a
+            plan for those who have the cards, and counts as missing only where it is asked for.
         edition: of the book's own sets, of which the defenses learn and by which they are measured;
             of the second they learn with the written answers.
         split: of the book's own sets, and of the public ones in ``public``.
@@ -47,7 +50,9 @@ class Plan:
         max_new_tokens, judges: of the replies; names as in ``judges_named``.
         exact: fp32, so that a reply does not depend on its batch; else the machine's fastest.
         capability: quiz and passages are measured.
+        tasks: of lm-evaluation-harness, measured as well.
         restated: rows for answers that begin with the intention.
+        by_target: rows of attack success a target besides those a dialogue.
         digest: of the items, as results have it.
         open: its results are still being made, and some may be missing.
     """
@@ -68,7 +73,9 @@ class Plan:
     judges: Sequence[str] = ("words", "service")
     exact: bool = True
     capability: bool = True
+    tasks: Sequence[str] = ()
     restated: bool = False
+    by_target: bool = False
     digest: str | None = None
     open: bool = False
 
@@ -86,6 +93,7 @@ class Setting:
         match: in place of a strength, the share of prefilled attacks on validation items that gets
             through at it (see ``matching``).
         seeds: of the training; none for what is not trained.
+        data: what it is trained on: the book's own prompts, or ``"official"``.
     """
 
     plan: str
@@ -95,6 +103,7 @@ class Setting:
     strength: float | None = None
     match: float | None = None
     seeds: Sequence[int] = ()
+    data: str | None = None
 
     @property
     def recipe(self) -> str | None:
@@ -157,6 +166,8 @@ def load_manifest(path: str | os.PathLike[str] = MANIFEST) -> Manifest:
     manifest = Manifest(plans, settings, scripts)
     seen: set[str] = set()
     for setting in settings:
+        if setting.data not in (None, "official"):
+            raise ManifestError(f"{path}: data is {setting.data!r}; it is official, or not there.")
         if setting.plan not in plans:
             raise ManifestError(f"{path}: there is no plan {setting.plan!r}.")
         if setting.match is not None and (setting.strength is not None or not setting.trained):

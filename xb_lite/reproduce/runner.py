@@ -17,7 +17,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from xb_lite.data.items import Item, items_digest
+from xb_lite.evaluation.outcomes import read_log
 from xb_lite.evaluation.runs import evaluate_subject
+from xb_lite.evaluation.targets import by_target
 from xb_lite.files import cache_folder
 from xb_lite.intention.prompts import restates
 from xb_lite.judges.named import judges_named
@@ -120,16 +122,25 @@ def _make(
             subject = replace(subject, defense=task.setting.defense(task.seed))
         if not plan.capability:
             subject = replace(subject, model=None, tokenizer=None)
-        more = partial(restatements, subject, items, decoding, precision)
+        place = folder / plan.folder
+        log = folder / Path(task.path).with_suffix(".jsonl")
+
+        def more() -> list[dict]:
+            rows = by_target(items, read_log(log)) if plan.by_target else []
+            if plan.restated:
+                rows += restatements(subject, items, decoding, precision)
+            return rows
+
         path = evaluate_subject(
             subject,
             items,
             precision,
             decoding,
-            folder / plan.folder,
+            place,
             split=plan.split,
+            tasks=plan.tasks,
             judged_by=_judges(tuple(plan.judges)),
-            more_rows=more if plan.restated else list,
+            more_rows=more,
         )
     if path != folder / task.path:
         raise ValueError(f"{path} was written in place of {task.path}: a name of the setting.")

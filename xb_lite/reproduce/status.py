@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xb_lite.judges.strings import REFUSAL_JUDGES
 from xb_lite.models.loading import last_name, model_digest
-from xb_lite.reproduce.manifest import Manifest, Plan, Script, Setting, path_of
+from xb_lite.reproduce.manifest import LARGE, Manifest, Plan, Script, Setting, path_of
 from xb_lite.results.contract import read_result
 
 HOURS = 0.5  # of a result of which there is no like to go by
@@ -47,7 +47,8 @@ def tasks_of(
     Args:
         folder: of the results.
         only: names of plans, or patterns of paths such as ``"cpu/test/*/x-boundary*"``.
-        tier: ``"cpu"`` or ``"gpu"``, for those of one tier.
+        tier: of ``TIERS``, for those of one tier. What is for large machines and not there is left
+            out unless it is meant by this or by ``only``.
 
     Raises:
         ValueError: nothing in the manifest is meant by ``only``.
@@ -68,6 +69,7 @@ def tasks_of(
         for task in tasks
         if (not only or any(_is_meant(task, pattern) for pattern in only))
         and tier in (task.tier, None)
+        and (only or tier or task.tier not in LARGE or (Path(folder) / task.path).is_file())
     ]
     # Of a model the same for all its tasks, and of one in a folder a read of all its files.
     weights = {name: model_digest(name) for name in {t.setting.model for t in tasks if t.setting}}

@@ -17,6 +17,7 @@ from xb_lite.recipes import load_recipe
 from xb_lite.replies.subjects import Subject, local_subject
 from xb_lite.reproduce.manifest import Setting
 from xb_lite.training.defense import train_defense
+from xb_lite.training.official import Official, official_sets
 
 LAYER = 14  # of the steering vector
 
@@ -58,10 +59,14 @@ def subject_of(
 def _trained(setting: Setting, seed: int, edition: int) -> Path:
     """The folder of the adapter."""
     adapters = cache_folder() / "adapters" / setting.model
+    data = {}
+    if setting.data:  # in an order of the seed's: the official one is the same for all
+        adapters /= setting.data
+        data = {"sets": official_sets(Official(order="seeded"))}
     whole = replace(setting, strength=None)
     folder = adapters / whole.defense(seed)
     recipe = load_recipe(setting.recipe, **setting.changes)
-    train_defense(recipe, folder, seed=seed, edition=edition)
+    train_defense(recipe, folder, seed=seed, edition=edition, **data)
     if setting.strength is None:
         return folder
     return scale_adapter(folder, setting.strength, adapters / setting.defense(seed))

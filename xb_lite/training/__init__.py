@@ -10,5 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "draw": ["draw_pairs"],
         "sets": ["REFUSAL", "Sets", "reference_sets"],
         "lora": ["adapted"],
+        "official": ["Official", "official_sets"],
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -45,14 +46,15 @@ def check_place(recipe: Budget, folder: Path, resume: bool) -> None:
     A finished run that is not to begin anew needs neither.
 
     Raises:
-        TrainingError: a package is missing, the processes cannot share a step, or the folder cannot
-            be written to.
+        TrainingError: a package is missing, the processes cannot share a step or the weights, or
+            the folder cannot be written to.
     """
     if resume and read_run(folder) is not None:
         return
     if recipe.method in BY_TRL:
         import_trl()
     passes(recipe)
+    check_shared_weights(recipe)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -61,6 +63,46 @@ def check_place(recipe: Budget, folder: Path, resume: bool) -> None:
         raise TrainingError(
             f"the folder {folder} cannot be written to ({error.strerror}): take another."
         ) from error
+
+
+def check_shared_weights(recipe: Budget) -> None:
+    """Whether a recipe can be followed where each process has a part of the model's weights.
+
+    Raises:
+        TrainingError: it cannot; before anything is loaded.
+    """
+    way = sharing()
+    if way is None:
+        return
+    if not isinstance(recipe, Recipe):
+        raise TrainingError(
+            f"{recipe.method} cannot be trained with {way}: its losses switch the adapter off in "
+            "the bare model. Take DDP or ZeRO-2 (xb_lite/scaling/launch/ddp.yaml, zero2.yaml)."
+        )
+    if recipe.reference == "cache":
+        raise TrainingError(
+            f'reference is "cache", which cannot be with {way}: a process that meets a new item '
+            "runs the model by itself, and the others, who have parts of its weights, do not come. "
+            "Set reference=adapter-off."
+        )
+    if recipe.separate == "as_described":
+        raise TrainingError(
+            f"separate is as_described, which cannot be with {way}: its common centroid is "
+            "computed before the first step. Take another variant, or DDP."
+        )
+
+
+def sharing() -> str | None:
+    """What shares the weights among the processes, by what accelerate tells them; None if nothing
+    does."""
+
+    def on(name: str) -> bool:
+        return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1")
+
+    if on("FSDP"):
+        return "FSDP"
+    zero3 = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    return "ZeRO-3" if on("DEEPSPEED") and zero3 else None
 
 
 def _check_linear(name: str, place: int, layer: nn.Module) -> None:

@@ -16,6 +16,7 @@ from xb_lite.replies.types import Decoding
 from xb_lite.training.alignment import alignment_sets
 from xb_lite.training.checks import check_fit, check_place, check_seed
 from xb_lite.training.lora import check_same
+from xb_lite.training.official import OfficialSets
 from xb_lite.training.run import Trained, identity, train
 from xb_lite.training.sets import Sets, reference_sets
 
@@ -27,13 +28,14 @@ def train_defense(
     seed: int = 0,
     on_step: Callable[[dict[str, float]], None] | None = None,
     resume: bool = True,
-    sets: Sets | None = None,
+    sets: Sets | OfficialSets | None = None,
     edition: int = 1,
 ) -> Trained:
     """Train by a recipe on the book's own prompts, answered by the recipe's model.
 
-    With ``sets``, from ``reference_sets`` of that model, on those; ``edition`` is as there. Other
-    args and errors as in ``train``, and those of ``load_model`` and ``reference_sets``.
+    With ``sets``, from ``reference_sets`` of that model or ``official_sets``, on those; ``edition``
+    is as there. Other args and errors as in ``train``, and those of ``load_model`` and
+    ``reference_sets``.
     """
     check_seed(seed)
     exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)

@@ -41,6 +41,7 @@ from xb_lite.training.lora import (
     no_casts_twice,
     take_up,
 )
+from xb_lite.training.official import OfficialSets
 from xb_lite.training.sets import Sets
 from xb_lite.training.trainers import NotFinite, PairTrainer
 
@@ -57,7 +58,7 @@ def train(
     recipe: Recipe | Baseline,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sets: Sets,
+    sets: Sets | OfficialSets,
     folder: str | os.PathLike[str],
     precision: Precision,
     *,
@@ -73,7 +74,7 @@ def train(
     checkpoint.
 
     Args:
-        sets: from ``reference_sets`` of the same model.
+        sets: from ``reference_sets`` of the same model, or from ``official_sets``.
         model_digest: what identifies the model's weights, for the card.
         on_step: called with the terms after every step, e.g. to draw them.
         resume: False begins anew.
@@ -94,7 +95,10 @@ def train(
         draw, build = alignment.draw, alignment.AlignmentTrainer
     elif baseline:
         draw, build = baselines.draw, baselines.TRAINERS[recipe.method]
-    pairs = draw(recipe, sets, tokenizer, seed)
+    if isinstance(sets, OfficialSets):
+        pairs = sets.draw(recipe, tokenizer, seed)
+    else:
+        pairs = draw(recipe, sets, tokenizer, seed)
     run = {**identity(recipe, seed, model_digest, precision), "sets": sets.digest}
     folder = Path(folder)
     check_place(recipe, folder, resume)

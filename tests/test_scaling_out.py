@@ -1,0 +1,143 @@
+"""Several processes: configs that accelerate reads, what is refused, and an evaluation shared."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import own_cache, tiny_model, tiny_recipe
+
+from xb_lite.scaling.launch import folder
+from xb_lite.training.checks import check_place, sharing
+from xb_lite.training.lora import TrainingError
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(folder().glob("*.yaml"))
+
+
+def test_the_configs_are_those_that_the_readme_names():
+    assert [path.stem for path in CONFIGS] == ["ddp", "fsdp", "zero2", "zero3"]
+    readme = (ROOT / "README.md").read_text()
+    for path in CONFIGS:
+        assert path.name in readme
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_knows_every_field_of_a_config(path):
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    found = ClusterConfig.from_yaml_file(str(path))
+    assert found.num_processes == 4
+    kind = {"ddp": "MULTI_GPU", "fsdp": "FSDP"}.get(path.stem, "DEEPSPEED")
+    assert str(found.distributed_type.value) == kind
+    if kind == "DEEPSPEED":
+        assert found.deepspeed_config["zero_stage"] == int(path.stem[-1])
+    if kind == "FSDP":
+        from accelerate.utils import FullyShardedDataParallelPlugin
+
+        plugin = FullyShardedDataParallelPlugin.__dataclass_fields__
+        own = {name.removeprefix("fsdp_") for name in found.fsdp_config}
+        assert own <= plugin.keys() | {"version"}
+
+
+@pytest.mark.parametrize(
+    ("told", "way"),
+    [
+        ({}, None),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO-3"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, None),
+    ],
+)
+def test_what_cannot_be_with_shared_weights_is_refused_before_it_starts(
+    tmp_path, monkeypatch, told, way
+):
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert sharing() == way
+    place = tmp_path / "it"
+    recipes = {
+        'reference is "cache"': tiny_recipe(reference="cache"),
+        "as_described": tiny_recipe(reference="adapter-off", separate="as_described"),
+        "gradient-ascent cannot": tiny_baseline(),
+    }
+    for words, recipe in recipes.items():
+        if way is None:
+            check_place(recipe, tmp_path / "fine", resume=True)
+        else:
+            with pytest.raises(TrainingError, match=f"{re.escape(words)}.*{way}"):
+                check_place(recipe, place, resume=True)
+    assert not place.exists()
+    check_place(tiny_recipe(reference="adapter-off"), tmp_path / "fine", resume=True)
+
+
+def tiny_baseline():
+    from xb_lite.recipes import load_recipe
+
+    return load_recipe("gradient-ascent-smollm2-135m")
+
+
+def test_the_slurm_script_is_shell_and_uses_the_configs():
+    script = folder() / "train.slurm"
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    text = script.read_text()
+    assert all(f"{path.stem}" in text for path in CONFIGS)
+    assert "accelerate launch" in text and "-m xb_lite train" in text
+
+
+def test_configs_are_yaml_that_says_what_each_is_for():
+    for path in CONFIGS:
+        assert path.read_text().startswith("# ")
+        assert yaml.safe_load(path.read_text())["num_machines"] == 1
+
+
+def launched(arguments, cache, processes):
+    command = [sys.executable]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        command += ["--master_port", str(port)]
+    done = subprocess.run(
+        [*command, "-m", "xb_lite", *arguments],
+        env={**os.environ, "XB_LITE_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def without_times(path):
+    """The lines of a log but for how long each took."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "judging")} for row in rows]
+
+
+@pytest.mark.slow
+def test_an_evaluation_by_two_processes_is_that_of_one(tmp_path, tokenizer):
+    model = tmp_path / "Tiny"
+    tiny_model(tokenizer, num_hidden_layers=2).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    found = {}
+    for processes in (1, 2):
+        where = tmp_path / f"by{processes}"
+        where.mkdir()
+        own_cache(where / "cache")
+        words = ["evaluate", str(model), "--limit", "2", "--max-new-tokens", "3"]
+        words += ["--judge", "words"]  # the service judge would be fetched into a cache of its own
+        said = launched([*words, "--results", str(where)], where / "cache", processes)
+        assert said.count("result:") == 1
+        (log,) = where.rglob("none.jsonl")
+        (store,) = (where / "cache" / "replies").glob("*.jsonl")
+        result = json.loads(log.with_suffix(".json").read_text())
+        rows = [row for row in result["rows"] if row["metric"] != "seconds"]
+        found[processes] = without_times(log), without_times(store), rows
+    assert found[1] == found[2]

@@ -1,0 +1,77 @@
+"""One evaluation by several processes: each asks its share, and one goes on with all replies.
+
+The batches are those of one process, so every reply is what it would have been there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from accelerate import PartialState
+
+from xb_lite.data.items import Item
+from xb_lite.files import digest
+from xb_lite.replies.cache import ask_into, batches, reply_store
+from xb_lite.replies.types import Backend, Decoding
+from xb_lite.results.logs import Log
+
+
+def processes() -> int:
+    """How many a launcher (``accelerate launch``, ``torchrun``, Slurm) has started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join_processes(cpu: bool) -> None:
+    """Before a model is loaded: says which GPU is this process's."""
+    if processes() > 1:
+        PartialState(cpu=cpu)
+
+
+def ask_shared(
+    backend: Backend, items: Sequence[Item], decoding: Decoding, *, subject: dict[str, str]
+) -> bool:
+    """Ask this process's share of the batches, and put all shares into the one cache of replies.
+
+    Returns:
+        Whether this process is to go on: the first of several, or the only one. Nothing is asked
+        where there is only one.
+
+    Raises:
+        LogError: the cache cannot be used. And what asking raises.
+    """
+    if processes() == 1:
+        return True
+    state = PartialState()
+    run = {"subject": subject, "decoding": asdict(decoding)}
+    store = reply_store(run)
+    asked = digest([item.id for item in items])[:8]
+    parts = [store.with_name(f"{store.stem}.{asked}.{n}.jsonl") for n in range(processes())]
+    rank = state.process_index
+    with Log(store, run, wait=True) as said:
+        there = dict(said.rows)
+    shares = list(batches(items))
+    own = [item for batch in shares[rank :: processes()] for item in batch]
+    with Log(parts[rank], run) as said:
+        ask_into(backend, [item for item in own if item.id not in there], decoding, said)
+    state.wait_for_everyone()
+    if rank == 0:
+        _merge(parts, shares, run)
+    state.wait_for_everyone()
+    return rank == 0
+
+
+def _merge(parts: list, shares: list[list[Item]], run: dict[str, object]) -> None:
+    """In the order in which one process would have asked."""
+    found: dict[str, dict] = {}
+    for part in parts:
+        with Log(part, run) as said:
+            found |= said.rows
+    with Log(reply_store(run), run, wait=True) as said:
+        for batch in shares:
+            new = [i.id for i in batch if i.id in found and i.id not in said.rows]
+            said.append([found[name] for name in new])
+    for part in parts:
+        part.unlink(missing_ok=True)
+        part.with_name(f"{part.name}.lock").unlink(missing_ok=True)

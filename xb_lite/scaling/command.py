@@ -1,0 +1,74 @@
+"""``python -m xb_lite estimate``: what a recipe takes, printed before anything is fetched."""
+
+from __future__ import annotations
+
+import argparse
+
+from xb_lite.recipes import Budget, load_recipe, parse_change, recipe_names
+from xb_lite.scaling.cards import CARDS
+from xb_lite.scaling.estimates import BOOK_MEAN, estimate_table
+from xb_lite.scaling.shapes import ShapeError, shape_of
+
+OFFICIAL_TOKENS = 1024  # of a published recipe's items, at most
+
+
+def add_estimate(commands: argparse._SubParsersAction) -> None:
+    """The command, among those of the package."""
+    parser = commands.add_parser(
+        "estimate",
+        help="memory, time and disk of a recipe, before anything is fetched",
+        description="From the recipe and the model's config alone. Memory is the upper end, with a "
+        "pass of items as long as the recipe allows, unless --tokens says how long they are; time "
+        "is of items as long as the book's own are on average, or the official ones at most.",
+    )
+    parser.listed = lambda: {"recipes": recipe_names(), "cards": CARDS}
+    parser.add_argument("recipe", help="a name, or a JSON file")
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="changes",
+        help="other values for fields of the recipe",
+    )
+    parser.add_argument("--cards", nargs="+", metavar="CARD", help="default: all")
+    parser.add_argument("--tokens", type=int, help="of an item (default: the recipe's most)")
+    parser.add_argument("--processes", type=int, default=1, help="a card each (default: 1)")
+    parser.add_argument(
+        "--sharded", action="store_true", help="they share the weights (ZeRO-3, FSDP)"
+    )
+    parser.set_defaults(run=_estimate)
+
+
+def _estimate(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, **dict(map(parse_change, args.changes)))
+    if wrong := [name for name in args.cards or () if name not in CARDS]:
+        raise ValueError(f"there is no card {wrong[0]!r}; there are {', '.join(CARDS)}.")
+    for name in ("tokens", "processes"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1.")
+    cards = [CARDS[name] for name in args.cards or CARDS]
+    how = {
+        "tokens": args.tokens,
+        "mean": _mean(recipe, args.tokens),
+        "processes": args.processes,
+        "sharded": args.sharded,
+    }
+    print(estimate_table(recipe, shape_of(recipe.model), cards, **how))
+
+
+def _mean(recipe: Budget, tokens: int | None = None) -> int | None:
+    """Tokens of an item on average: of the book's own data, unless the recipe is for longer."""
+    return None if tokens or recipe.max_tokens >= OFFICIAL_TOKENS else BOOK_MEAN
+
+
+def before_fetching(recipe: Budget) -> str:
+    """One line for those who are about to train: memory at most, and what will be fetched."""
+    try:
+        shape = shape_of(recipe.model)
+    except ShapeError as error:
+        return f"no estimate of memory: {error}"
+    cards = [CARDS["cpu"], CARDS["a100-80gb"]]
+    found = estimate_table(recipe, shape, cards, mean=_mean(recipe)).splitlines()
+    return "\n".join(["at most, as `xb-lite estimate` says in full:", *found[1:4], found[-1]])
