@@ -327,6 +327,20 @@ def test_progress_ends_the_whole_group(tmp_path):
 # Pages
 
 
+@pytest.mark.parametrize(
+    "name, begins",
+    [
+        ("judge_errors", "| service | "),
+        ("judge_groups", "| 32 tokens | "),
+        ("screen", "| OR-Bench, refused | "),
+    ],
+)
+def test_tables_of_results_are_read_from_them(name, begins):
+    text = pages.fill(f"<!-- generated: {name} -->\n", ROOT, [])
+    row = next(line for line in text.splitlines() if line.startswith(begins))
+    assert re.search(r"\d+ % \[\d+, \d+\], \d+ of \d+", row)
+
+
 def test_generated_tables_come_from_the_records(tmp_path):
     made = as_if_run("1")
     made.metadata["xb_lite"].update(

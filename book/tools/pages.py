@@ -200,7 +200,48 @@ def judge_groups(root, notebooks):
     return table(head, found)
 
 
+SCREEN = (
+    ("smollm2-135m", "before"),
+    ("smollm2-135m-aligned", "first alignment"),
+    ("smollm2-135m-aligned-360", "the subject"),
+    ("qwen2.5-coder-0.5b", "Qwen2.5-Coder-0.5B"),
+    ("qwen2.5-coder-1.5b", "Qwen2.5-Coder-1.5B"),
+)
+
+
+def screen(root, notebooks):
+    """What each subject refuses and answers before any defense, from ``results/cpu/screen``."""
+    wanted = (
+        ("harmful, answered", "asr", "harmful", "direct"),
+        ("harmful with the prefill, answered", "asr", "harmful", "prefill"),
+        ("harmful in wrappers, answered", "asr", "harmful", "wrapper"),
+        ("last turn of a script, answered", "asr-last-turn", "multi-turn", "multi-turn"),
+        ("boundary-safe, refused", "orr", "boundary-safe", "direct"),
+        ("XSTest, refused", "orr", "xstest", "direct"),
+        ("OR-Bench, refused", "orr", "orbench", "direct"),
+        ("benign, refused", "orr", "benign", "direct"),
+    )
+    columns = []
+    for model, said in SCREEN:
+        path = root / "results" / "cpu" / "screen" / model / "none.json"
+        if not path.is_file():
+            continue
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        by = {(r["metric"], r["set"], r["attack"], r["judge"]): r for r in rows}
+        cells = [share(by.get((*what, "service"))) for _, *what in wanted]
+        accuracy, perplexity = (
+            next(row for row in rows if row["metric"] == metric)
+            for metric in ("accuracy", "perplexity")
+        )
+        cells += [share(accuracy), f"{perplexity['mean']:.3g}"]
+        columns.append((said, cells))
+    names = [*(name for name, *_ in wanted), "quiz, right", "perplexity"]
+    body = [(name, *(cells[i] for _, cells in columns)) for i, name in enumerate(names)]
+    return table(("by the service judge", *(said for said, _ in columns)), body)
+
+
 GENERATED = {
+    "screen": screen,
     "judge_errors": judge_errors,
     "judge_groups": judge_groups,
     "findings": findings,
