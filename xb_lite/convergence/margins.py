@@ -16,25 +16,21 @@ from scipy.stats import t
 
 from xb_lite.convergence.bounds import normalised_margin
 from xb_lite.convergence.transport import Sample
+from xb_lite.results.stats import Estimate
 
 GROUPS = 10
 Labels = Shaped[np.ndarray, " item"]
 
 
 @dataclass(frozen=True)
-class MarginRatio:
-    """Median margin and k-variance, in the unit of the states, and margin / k-variance.
+class MarginRatio(Estimate):
+    """Margin / k-variance of ``n`` items, with both in the unit of the states.
 
-    ``low`` to ``high`` is a 95 % interval of the ratio over ``n`` items; ``left_out`` has the ratio
-    without each group of items in turn.
+    ``margin`` is the median; ``left_out`` has the ratio without each group of items in turn.
     """
 
-    value: float
-    low: float
-    high: float
     margin: float
     k_variance: float
-    n: int
     left_out: Float[np.ndarray, " group"]
 
     def __str__(self) -> str:
@@ -84,18 +80,13 @@ def margin_ratio(
     )
     value, half = -whole.score, _half(left_out)
     return MarginRatio(
-        value, value - half, value + half, whole.margin, whole.k_variance, len(labels), left_out
+        value, len(labels), value - half, value + half, whole.margin, whole.k_variance, left_out
     )
 
 
 @dataclass(frozen=True)
-class RatioDifference:
-    """By how much one ratio is larger than another on the same ``n`` items, 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
+class RatioDifference(Estimate):
+    """By how much one ratio is larger than another on the same ``n`` items."""
 
     def __str__(self) -> str:
         return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}], n = {self.n}"
@@ -110,7 +101,7 @@ def ratio_difference(one: MarginRatio, other: MarginRatio) -> RatioDifference:
     if one.n != other.n:
         raise ValueError(f"{one.n} and {other.n} items: give two ratios of the same items.")
     value, half = one.value - other.value, _half(one.left_out - other.left_out)
-    return RatioDifference(value, value - half, value + half, one.n)
+    return RatioDifference(value, one.n, value - half, value + half)
 
 
 def shuffled_labels(labels: Labels, seed: int = 0) -> Labels:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from xb_lite.convergence.transport import PairedDifference, paired_difference
+from xb_lite.convergence.transport import paired_difference
 from xb_lite.reproduce.convergence_arms import MAIN
 from xb_lite.reproduce.convergence_states import STATES_AT
 from xb_lite.results.contract import mean_row, rate_row
-from xb_lite.results.stats import Mean, mean_of_runs, rate
+from xb_lite.results.stats import mean_of_runs, rate
 
 LEVELS = (0.9, 0.7, 0.5)  # of the erase term
 NO_ATTACK = "none"  # rows of results say of every number under which attack it was taken
@@ -133,7 +133,8 @@ def _state_rows(by_arm: dict[str, dict[int, dict]]) -> list[dict]:
                     before["k"],
                     before["n"],
                 )
-                rows.append(_paired_row(paired, f"{arm} less the start, step {step}", place))
+                name = f"{arm} less the start, step {step}"
+                rows.append(mean_row(paired, "k-variance difference", name, place))
         for step in map(str, STATES_AT[1:]):
             other = by_arm.get("none", {})
             both = [s for s in of_arm if s in other and step in of_arm[s]["states"]]
@@ -146,13 +147,9 @@ def _state_rows(by_arm: dict[str, dict[int, dict]]) -> list[dict]:
                     for runs in (of_arm, other)
                 )
                 paired = paired_difference(here, there, before["k"], before["n"])
-                rows.append(_paired_row(paired, f"{arm} less none, step {step}", place))
+                name = f"{arm} less none, step {step}"
+                rows.append(mean_row(paired, "k-variance difference", name, place))
     return rows
-
-
-def _paired_row(found: PairedDifference, name: str, place: str) -> dict:
-    as_mean = Mean(found.value, found.n, found.low, found.high)
-    return mean_row(as_mean, "k-variance difference", name, place)
 
 
 def _separation_rows(by_arm: dict[str, dict[int, dict]]) -> list[dict]:
