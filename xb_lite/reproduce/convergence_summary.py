@@ -92,7 +92,6 @@ def summary_rows(runs: Sequence[dict]) -> list[dict]:
                 if found:
                     metric = f"{name} gradient at step {step}"
                     rows.append(mean_row(mean_of_runs(found), metric, arm, NO_ATTACK))
-    return [*rows, *_state_rows(by_arm)]
     return [*rows, *_state_rows(by_arm), *_separation_rows(by_arm)]
 
 
