@@ -1,23 +1,31 @@
-"""benchmarks/convergence.py on a tiny model: what arms differ in, what is written, and resuming."""
+"""The convergence study on a tiny model: what arms differ in, what is written, and resuming."""
 
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_model, tiny_recipe, tiny_sets
 
+from xb_lite.losses.step import ReferenceStates
+from xb_lite.models.loading import ALIGNED, ALIGNED_360
 from xb_lite.models.precision import Precision
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.subjects import Subject
+from xb_lite.reproduce import (
+    convergence,
+    convergence_arms,
+    convergence_states,
+    convergence_summary,
+)
+from xb_lite.reproduce.convergence_arms import ARMS, base_recipe, train_arm
+from xb_lite.reproduce.convergence_states import Watch, separations
+from xb_lite.reproduce.convergence_summary import power_of_k, steps_to, summary_rows
 from xb_lite.results.contract import read_result
 from xb_lite.results.frames import find
 from xb_lite.results.stats import mean_of_runs
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import convergence
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,34 +40,42 @@ def subject(default_model):
 
 @pytest.fixture(scope="module")
 def dialogues():
-    sets = tiny_sets(harmful=9, boundary=9, benign=9)
-    return {
+    sets = tiny_sets(harmful=24, boundary=24, benign=24)
+    of_kind = {
         "harmful": sets["harmful"],
         "boundary-safe": sets["compliant"],
         "benign": sets["benign"],
     }
+    return dict.fromkeys(convergence_states.PARTS, of_kind)
 
 
 def small(steps):
     return tiny_recipe(steps=steps, reference="adapter-off", multi_turn_share=0.0)
 
 
-def run(subject, arm, seed=0, steps=3, dialogues=None, main_arm=False):
-    return convergence.train_arm(
-        subject,
-        small(steps),
-        convergence.ARMS[arm],
-        seed,
-        tiny_sets(),
-        dialogues or {},
+def run(subject, arm, seed=0, steps=3, dialogues=None, main=False):
+    recipe = small(steps)
+    look = Watch(
+        subject.tokenizer,
+        dialogues,
+        [max(recipe.target_layers)],
+        steps,
         EXACT,
-        main_arm,
+        main,
+        first=not seed,
     )
+    if dialogues is None:
+        look = unseen
+    return train_arm(subject, recipe, ARMS[arm], seed, tiny_sets(), EXACT, look)
+
+
+def unseen(step, model):
+    return {}
 
 
 @pytest.fixture(scope="module")
 def curves(subject):
-    return {arm: run(subject, arm)["curve"] for arm in convergence.ARMS}
+    return {arm: run(subject, arm)["curve"] for arm in ARMS}
 
 
 def test_the_erase_term_starts_flat_unless_b_is_drawn(curves):
@@ -95,7 +111,7 @@ def test_a_seed_gives_the_same_curve_and_leaves_the_model_as_it_was(subject, cur
 def test_the_loss_s_gradient_is_the_sum_of_the_terms(subject, monkeypatch):
     """Measured steps take the terms' gradients one by one; the weights must not notice."""
     measured = run(subject, "separate", steps=4)["curve"]
-    monkeypatch.setattr(convergence, "measured", lambda step: False)
+    monkeypatch.setattr(convergence_arms, "measured", lambda step: False)
     plain = run(subject, "separate", steps=4)["curve"]
     for one, other in zip(measured, plain, strict=True):
         assert "cosine" in one and "cosine" not in other
@@ -108,18 +124,18 @@ def test_targets_keep_what_they_should():
     old, states = torch.randn(4, 32), torch.randn(4, 5, 32)
     mask = torch.tensor([[False], [True], [True], [True]]).expand(4, 5)
     by_layer = [dict.fromkeys(recipe.target_layers, what) for what in (states, old)]
-    reference = convergence.ReferenceStates(by_layer[0], {}, by_layer[1])
-    turned = convergence.random_target(reference, recipe, 3, mask).centroid
-    again = convergence.random_target(reference, recipe, 3, mask).centroid
+    reference = ReferenceStates(by_layer[0], {}, by_layer[1])
+    turned = convergence_arms.random_target(reference, recipe, 3, mask).centroid
+    again = convergence_arms.random_target(reference, recipe, 3, mask).centroid
     for layer, new in turned.items():
         assert torch.equal(new, again[layer])
         torch.testing.assert_close(new.norm(dim=-1), old.norm(dim=-1))
         assert ((new * old).sum(dim=-1) > 0).all()
     assert not torch.equal(*turned.values())
-    rolled = convergence.other_target(reference, recipe, 3, mask).centroid
+    rolled = convergence_arms.other_target(reference, recipe, 3, mask).centroid
     assert all(torch.equal(new[1:], old[:-1]) for new in rolled.values())
     here = torch.nn.functional.normalize(states, dim=-1).mean(dim=1)
-    for near in convergence.near_target(reference, recipe, 3, mask).centroid.values():
+    for near in convergence_arms.near_target(reference, recipe, 3, mask).centroid.values():
         assert torch.equal(near[0], old[0])  # nothing of it is to leave anything
         torch.testing.assert_close(near.norm(dim=-1), old.norm(dim=-1))
         torch.testing.assert_close((here * near).sum(dim=-1)[1:], (here * old).sum(dim=-1)[1:])
@@ -127,23 +143,23 @@ def test_targets_keep_what_they_should():
 
 
 def test_states_are_reduced_where_asked(subject, dialogues, monkeypatch):
-    monkeypatch.setattr(convergence, "STATES_AT", (0, 2))
-    monkeypatch.setattr(convergence, "LAST_ALONE", 2)
-    monkeypatch.setattr(convergence, "SPLITS", 5)
-    first = run(subject, "none", 0, 2, dialogues, main_arm=True)["states"]
+    monkeypatch.setattr(convergence_states, "STATES_AT", (0, 2))
+    monkeypatch.setattr(convergence_states, "LAST_ALONE", 2)
+    monkeypatch.setattr(convergence_states, "SPLITS", 5)
+    first = run(subject, "none", 0, 2, dialogues, main=True)["states"]
     assert list(first) == [0, 2]
-    assert list(run(subject, "none", 1, 2, dialogues, main_arm=True)["states"]) == [2]
+    assert list(run(subject, "none", 1, 2, dialogues, main=True)["states"]) == [2]
     assert list(run(subject, "push", 0, 2, dialogues)["states"]) == [2]
     found = first[0]["harmful 2"]
     assert set(first[0]) == {"harmful 2", "boundary-safe 2", "benign 2"}
-    assert (found["n"], found["k"], len(found["costs"])) == (9, 3, 5)
+    assert (found["n"], found["k"], len(found["costs"])) == (24, 3, 5)
     assert found["radius"][1] >= found["radius"][8] > 0
     assert found["radius"][1] <= found["diameter"]
 
 
 def test_steps_to_a_level_and_their_mean():
     curve = [{"step": n, "erase": value} for n, value in enumerate((1, 0.95, 0.8, 0.9), 1)]
-    assert [convergence.steps_to(curve, x) for x in (1, 0.9, 0.8, 0.7)] == [1, 3, 3, None]
+    assert [steps_to(curve, x) for x in (1, 0.9, 0.8, 0.7)] == [1, 3, 3, None]
     found = mean_of_runs([10, 12, 14])
     assert (found.value, found.n) == (12, 3)
     assert found.high - 12 == pytest.approx(4.303 * 2 / 3**0.5, rel=1e-3)
@@ -152,13 +168,14 @@ def test_steps_to_a_level_and_their_mean():
 
 
 def test_what_is_written_is_not_made_again(subject, dialogues, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(convergence, "STATES_AT", (0, 2))
-    monkeypatch.setattr(convergence, "LAST_ALONE", 2)
-    monkeypatch.setattr(convergence, "SPLITS", 5)
-    monkeypatch.setattr(convergence, "base_recipe", small)
+    monkeypatch.setattr(convergence_states, "STATES_AT", (0, 2))
+    monkeypatch.setattr(convergence_states, "LAST_ALONE", 2)
+    monkeypatch.setattr(convergence_summary, "STATES_AT", (0, 2))
+    monkeypatch.setattr(convergence_states, "SPLITS", 5)
+    monkeypatch.setattr(convergence, "base_recipe", lambda _, steps, layers: small(steps))
     monkeypatch.setattr(convergence, "local_subject", lambda *_: subject)
     monkeypatch.setattr(convergence, "reference_sets", lambda *_, **__: tiny_sets())
-    monkeypatch.setattr(convergence, "held_out", lambda *_: dialogues)
+    monkeypatch.setattr(convergence, "dialogues_of", lambda *_: dialogues)
     command = ["convergence.py", "--steps", "2", "--results", str(tmp_path)]
     arms = ["--arms", "separate", "none", "--seeds"]
     monkeypatch.setattr(sys, "argv", [*command, *arms, "0"])
@@ -180,15 +197,15 @@ def test_what_is_written_is_not_made_again(subject, dialogues, monkeypatch, tmp_
     paired = find(
         result, "k-variance difference", set="separate less none, step 2", attack="benign 2"
     )
-    assert paired.n == 9 and paired.low <= paired.value <= paired.high
+    assert paired.n == 24 and paired.low <= paired.value <= paired.high
     assert result["seed"] == [0, 1] and result["adapter"]["run"]["recipe"]["steps"] == 2
 
 
 def test_runs_on_other_data_are_not_gone_on_with(subject, monkeypatch, tmp_path):
-    monkeypatch.setattr(convergence, "base_recipe", small)
+    monkeypatch.setattr(convergence, "base_recipe", lambda _, steps, layers: small(steps))
     monkeypatch.setattr(convergence, "local_subject", lambda *_: subject)
     monkeypatch.setattr(convergence, "reference_sets", lambda *_, **__: tiny_sets())
-    monkeypatch.setattr(convergence, "held_out", lambda *_: {})
+    monkeypatch.setattr(convergence, "dialogues_of", lambda *_: {})
     path = tmp_path / convergence.tier() / "convergence" / "runs.jsonl"
     path.parent.mkdir(parents=True)
     monkeypatch.setattr(sys, "argv", ["convergence.py", "--results", str(tmp_path)])
@@ -212,7 +229,7 @@ def test_a_level_that_no_run_reaches_counts_as_the_last_step():
         made("none", 1, (1, 1, 1, 0.95)),
         made("none", 0, (1, 1, 1, 0.6)),
     ]
-    rows = {(r["metric"], r["set"]): r for r in convergence.summary_rows(runs)}
+    rows = {(r["metric"], r["set"]): r for r in summary_rows(runs)}
     assert rows["reached erase 0.9", "none"]["k"] == 1
     assert rows["steps to erase 0.9", "none"]["mean"] == 4
     saved = rows["steps saved to erase 0.9", "none less separate"]
@@ -220,15 +237,71 @@ def test_a_level_that_no_run_reaches_counts_as_the_last_step():
 
 
 def test_the_recipe_is_the_book_s_cut_down():
-    recipe = convergence.base_recipe(40)
+    recipe = base_recipe(ALIGNED, 40, [9])
     assert recipe.target_layers == (9,) and recipe.lora_layers == 10 and recipe.lora_std == 0
     assert recipe.separate == "refusal" and recipe.reference == "adapter-off"
-    for changes in convergence.ARMS.values():
+    for changes in ARMS.values():
         fields = {k: v for k, v in changes.items() if k not in ("target", "warm_up")}
         assert replace(recipe, **fields).steps == 40
 
 
 def test_slope_and_constant_of_a_power_law():
-    found = {"by k": {str(k): 7 * k**-0.3 for k in convergence.SIZES}}
-    slope, constant = convergence.power_of_k(found)
+    found = {"by k": {str(k): 7 * k**-0.3 for k in convergence_states.SIZES}}
+    slope, constant = power_of_k(found)
     assert slope == pytest.approx(-0.3) and constant == pytest.approx(7)
+
+
+def test_the_separation_is_looked_at_often_first_and_then_every_twenty_steps(monkeypatch):
+    monkeypatch.setattr(convergence_states, "_states", lambda *_: {})
+    monkeypatch.setattr(convergence_states, "separations", lambda *_: {})
+    monkeypatch.setattr(convergence_states, "reduced", lambda *_: {})
+    look = Watch(None, dict.fromkeys(convergence_states.PARTS), [2], 90, EXACT, False, True)
+    seen = [step for step in range(91) if "separation" in look(step, None)]
+    assert seen == [*range(0, 41, 2), 60, 80, 90]
+
+
+def test_separation_of_known_clouds_and_its_controls():
+    """Two clouds two apart along one axis, 30 items each; the controls have hardly a margin."""
+    dice = np.random.default_rng(0)
+    axis = np.eye(4)[0]
+
+    def cloud(place):
+        return (0.1 * dice.normal(size=(30, 4)) + place * axis)[:, None]
+
+    states = {
+        part: {"harmful": cloud(1), "boundary-safe": cloud(-1)} for part in convergence_states.PARTS
+    }
+    found = separations(states, [7])
+    assert set(found) == {
+        f"{part} 7{case}"
+        for part in convergence_states.PARTS
+        for case in ("", ", shuffled", ", random split")
+    }
+    for part in convergence_states.PARTS:
+        real = found[f"{part} 7"]
+        assert real["margin"] == pytest.approx(1, abs=0.05) and real["n"] == 60
+        assert real["low"] < real["value"] < real["high"]
+        assert real["value"] == pytest.approx(real["margin"] / real["k_variance"], rel=1e-3)
+        assert 0 < real["radius by diameter, harmful"] < 1
+    for case in (", shuffled", ", random split"):
+        assert found[f"held-out 7{case}"]["value"] < 0.2 * found["held-out 7"]["value"]
+
+
+def test_separation_is_summarised_by_step(subject, dialogues, monkeypatch):
+    monkeypatch.setattr(convergence_states, "STATES_AT", (0, 2))
+    made = (run(subject, "none", seed, 2, dialogues) for seed in (0, 1))
+    rows = [{"arm": "none", "seed": seed, **one} for seed, one in enumerate(made)]
+    runs = json.loads(json.dumps(rows))  # as they are written
+    assert list(runs[0]["separation"]) == ["0", "2"]
+    result = {"rows": summary_rows(runs)}
+    found = find(result, "margin by k-variance, step 2", set="none", attack="held-out 2, shuffled")
+    each = [run["separation"]["2"]["held-out 2, shuffled"]["value"] for run in runs]
+    assert (found.value, found.n) == (pytest.approx(np.mean(each)), 2)
+
+
+def test_each_subject_has_its_recipe_and_folder(monkeypatch):
+    recipe = base_recipe(ALIGNED_360, 120, [9, 19])
+    assert recipe.model == ALIGNED_360 and recipe.lora_layers == 20 and recipe.lora_std == 0
+    monkeypatch.setattr(convergence, "tier", lambda: "cpu")
+    assert convergence.folder_of("r", ALIGNED).as_posix() == "r/cpu/convergence"
+    assert convergence.folder_of("r", ALIGNED_360).name == ALIGNED_360

@@ -1,0 +1,184 @@
+"""What the convergence study looks at while a model is trained: states of fixed dialogues.
+
+``states``, at a few steps: how far spread the states of each kind are that no arm was trained on,
+how far apart two samples of them, how coverable. ``separation``, every two steps and later every
+twenty: margin, k-variance and their ratio of harmful and boundary-safe states, of training and of
+held-out items, with shuffled labels and a random split as controls (06_convergence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from xb_lite.boundary.planes import fit_plane
+from xb_lite.convergence.bounds import coverings, diameter
+from xb_lite.convergence.margins import margin_ratio, random_halves, shuffled_labels
+from xb_lite.convergence.transport import matching_costs
+from xb_lite.corpora import KINDS
+from xb_lite.data.items import attacked, load_items
+from xb_lite.dialogues import Dialogue, as_turns
+from xb_lite.hidden import hidden_states
+from xb_lite.judges.strings import X_BOUNDARY
+from xb_lite.models.precision import Precision
+from xb_lite.replies.cache import ask
+from xb_lite.replies.subjects import Subject
+from xb_lite.replies.types import Decoding
+
+TRAINED = 36  # prompts of each kind of the train split; the others and the test split are held out
+HELD_OUT = 48  # items of each kind whose states are looked at
+PARTS = ("training", "held-out")
+K = 3  # of the k-variance; a sixteenth of the items
+SPLITS = 200
+HALVES = 20  # splits of a class into halves, for the ratio
+BALLS = (1, 2, 4, 8, 16)
+SIZES = (1, 2, 4, 8, 16)  # k, for the slope of the k-variance
+STATES_AT = (0, 8, 20, 40)  # 8: shortly before the erase term falls
+LAST_ALONE = 40  # of the controls
+OFTEN_TO, OFTEN, LATER = 40, 2, 20  # steps between two looks at the separation
+
+Dialogues = Mapping[str, list[Dialogue]]
+
+
+def dialogues_of(subject: Subject, identity: dict[str, str]) -> dict[str, dict[str, list]]:
+    """Dialogues by part and kind, with the subject's own replies, without those that refuse: of
+    what the arms are trained on, and of what nothing is trained on. Harmful and boundary-safe ones
+    begin alike, by the prefill."""
+    found: dict[str, dict[str, list]] = {part: {} for part in PARTS}
+    for kind in KINDS:
+        train, test = load_items(kind, "train"), load_items(kind, "test")
+        for part, items in zip(PARTS, (train[:TRAINED], train[TRAINED:] + test), strict=True):
+            some = items if kind == "benign" else attacked(items, "prefill")
+            replies = ask(subject.backend, some, Decoding(), subject=identity)
+            said = [
+                as_turns(item.turns, [turns[-1].text])
+                for item, turns in zip(some, replies, strict=True)
+                if not X_BOUNDARY.refuses(turns[-1].text)
+            ]
+            found[part][kind] = said[:HELD_OUT]
+    return found
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Looks at a model in training: called with a step and the model, it gives what is written
+    down of that step, by name.
+
+    ``layers`` are counted from 0; ``main`` says whether the states are reduced at all of
+    ``STATES_AT``, and ``first`` whether those of the start, which are the same in all runs, are.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    dialogues: Mapping[str, Dialogues]
+    layers: Sequence[int]
+    steps: int
+    precision: Precision
+    main: bool
+    first: bool
+
+    def __call__(self, step: int, model: nn.Module) -> dict[str, object]:
+        full = step in (STATES_AT if self.main else (LAST_ALONE,)) and (step > 0 or self.first)
+        often = step % (OFTEN if step <= OFTEN_TO else LATER) == 0 or step == self.steps
+        found: dict[str, object] = {}
+        if not (full or often):
+            return found
+        states = {
+            part: _states(model, self.tokenizer, of, self.layers, self.precision)
+            for part, of in self.dialogues.items()
+        }
+        if full:
+            found["states"] = reduced(states["held-out"], self.layers)
+        if often:
+            found["separation"] = separations(states, self.layers)
+        return found
+
+
+@torch.no_grad()
+def _states(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    dialogues: Dialogues,
+    layers: Sequence[int],
+    precision: Precision,
+) -> dict[str, np.ndarray]:
+    """The mean response state of each dialogue, ``[item, layer, dim]``, by kind."""
+    with precision.autocast():
+        return {
+            kind: hidden_states(model, tokenizer, some, layers, "mean", "response", max_length=64)
+            .double()
+            .numpy()
+            for kind, some in dialogues.items()
+        }
+
+
+def reduced(states: Mapping[str, np.ndarray], layers: Sequence[int]) -> dict[str, dict]:
+    """How far spread, how far apart two samples of ``K`` are, how coverable, by ``kind layer``.
+    Splits are the same in all runs, so they pair."""
+    out: dict[str, dict[str, object]] = {}
+    for kind, of_kind in states.items():
+        for place, layer in enumerate(layers):
+            sample = of_kind[:, place]
+            k = min(K, (len(sample) - 1) // 2)
+            costs = matching_costs(sample, k, SPLITS, seed=0)
+            covers = coverings(sample, min(len(sample), max(BALLS)))
+            centre = sample.mean(axis=0)
+            spread = ((sample - centre) ** 2).sum(axis=1).mean() ** 0.5
+            out[f"{kind} {layer}"] = {
+                "n": len(sample),
+                "k": k,
+                "costs": [float(f"{c:.5g}") for c in costs],
+                "by k": {
+                    size: float(matching_costs(sample, size, SPLITS, seed=0).mean())
+                    for size in SIZES
+                    if 2 * size <= len(sample)
+                },
+                "radius": {c.clusters: c.upper for c in covers if c.clusters in BALLS},
+                "diameter": diameter(sample),
+                "spread": float(spread),
+                "norm": float((centre**2).sum() ** 0.5),
+            }
+    return out
+    return out
+
+
+def separations(states: Mapping[str, Mapping[str, np.ndarray]], layers: Sequence[int]) -> dict:
+    """Margin, k-variance and ratio of harmful against boundary-safe states, and radius of four
+    balls over diameter of either, by ``part layer``; with the labels shuffled and with the harmful
+    ones split at random as ``part layer, shuffled`` and ``part layer, random split``.
+
+    The plane is that of ``fit_plane`` on the training items, the same for both parts; of a control
+    it is fitted to the control's own labels.
+    """
+    out: dict[str, dict[str, float]] = {}
+    for place, layer in enumerate(layers):
+        planes = {}
+        for part in PARTS:
+            kinds = [states[part][kind][:, place] for kind in KINDS[:2]]
+            features = np.concatenate(kinds)
+            harmful = np.repeat([True, False], [len(some) for some in kinds])
+            places, half = random_halves(harmful, True)
+            cases = {
+                "": (features, harmful),
+                ", shuffled": (features, shuffled_labels(harmful)),
+                ", random split": (features[places], half),
+            }
+            for case, (some, labels) in cases.items():
+                if part == "training":
+                    planes[case] = fit_plane(some, labels)
+                scores = planes[case].scores(some)
+                found = margin_ratio(np.where(labels, scores, -scores), some, labels, splits=HALVES)
+                names = ("margin", "k_variance", "value", "low", "high", "n")
+                out[f"{part} {layer}{case}"] = {n: _short(getattr(found, n)) for n in names}
+            for kind, some in zip(KINDS[:2], kinds, strict=True):
+                radius = coverings(some, 4)[-1].upper / diameter(some)
+                out[f"{part} {layer}"][f"radius by diameter, {kind}"] = _short(radius)
+    return out
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.5g}")
