@@ -16,6 +16,7 @@ from xb_lite.__main__ import main
 from xb_lite.grading import exercises_of, grade, report, worker
 from xb_lite.grading.report import job_of
 
+ROOT = Path(__file__).parent.parent
 IMPORTS = "import torch\nfrom xb_lite.exercises import hidden_states as check"
 MEAN = """def mean_state(states, mask):
     kept = mask.unsqueeze(-1)
@@ -200,3 +201,12 @@ def test_a_file_without_exercises_is_refused(tmp_path, text, why, capsys):
         grade(path)
     assert main(["grade", str(path)]) == 1
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/0[0-4]*.ipynb")), ids=lambda p: p.stem)
+def test_a_chapter_as_it_is_published_has_all_its_checks_and_needs_no_model(path):
+    found = exercises_of(path)
+    chapters = {exercise.chapter for exercise in found}
+    asked = {(exercise.chapter, exercise.name) for exercise in found}
+    assert {(c, name) for c in chapters for name in worker.offered(c)} <= asked
+    assert not any("load_model" in exercise.source for exercise in found)

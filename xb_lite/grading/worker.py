@@ -38,13 +38,13 @@ def main() -> None:
     missing = [
         {"chapter": chapter, "name": name}
         for chapter in sorted({chapter for chapter, _ in asked})
-        for name in _offered(chapter)
+        for name in offered(chapter)
         if (chapter, name) not in asked
     ]
     print(json.dumps(missing), file=answers, flush=True)
 
 
-def _offered(chapter: str) -> list[str]:
+def offered(chapter: str) -> list[str]:
     """The checks of a chapter: its public functions that return a verdict."""
     try:
         found = vars(importlib.import_module(f"xb_lite.exercises.{chapter}"))
@@ -64,7 +64,7 @@ def graded(exercise: dict, job: dict) -> dict:
     """Status and reason of one exercise, from a fork of this process."""
     if exercise["fault"]:
         return {"status": "wrong", "why": exercise["fault"]}
-    if exercise["name"] not in _offered(exercise["chapter"]):
+    if exercise["name"] not in offered(exercise["chapter"]):
         return {"status": "skipped", "why": "no exercise"}
     check = getattr(sys.modules[f"xb_lite.exercises.{exercise['chapter']}"], exercise["name"])
     _load(exercise["source"])
