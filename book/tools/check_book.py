@@ -163,7 +163,7 @@ def visit(tab, origin, page, theme, width, axe, shots):
     """Open one page at one width in one theme and add to ``page`` what is wrong there."""
     at = f"{theme}, {width} px"
     heard, answers = [], []
-    tab.on("response", answers.append)
+    tab.on("response", lambda answer: answers.append(answer))
     tab.on("request", lambda request: heard.append(request.url))
     tab.on(
         "response",

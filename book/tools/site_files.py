@@ -26,8 +26,12 @@ MISSING = """<!DOCTYPE html>
 body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 36rem; }}
 body {{ margin: 15vh auto; padding: 0 1rem; }}
 h1 {{ font-family: Palatino, Georgia, serif; line-height: 1.15; }}
+html {{ background: #fdfdfc; color: #1c1f22; }}
 a {{ color: #0a5f73; }}
-@media (prefers-color-scheme: dark) {{ a {{ color: #7cc7d6; }} }}
+@media (prefers-color-scheme: dark) {{
+html {{ background: #15181b; color: #dfe1e3; }}
+a {{ color: #7cc7d6; }}
+}}
 </style>
 </head>
 <body>

@@ -141,6 +141,8 @@ def index(names):
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
         "<title>Slides</title><style>:root{color-scheme:light dark}"
+        "html{background:#fdfdfc;color:#1c1f22}a{color:#0a5f73}"
+        "@media(prefers-color-scheme:dark){html{background:#15181b;color:#dfe1e3}a{color:#7cc7d6}}"
         "body{font:1.1rem/1.6 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}"
         f"</style></head><body><main><h1>Slides</h1><p>S shows the speaker notes.</p><ol start=0>"
         f"{rows}</ol></main></body></html>\n"
