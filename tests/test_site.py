@@ -185,7 +185,8 @@ def test_the_document_of_the_pdf_links_within_itself(tmp_path):
     first = (
         '<article class="bd-article"><h1 id="top">A</h1><a href="../notebooks/b.html#x">b</a>'
         '<a href="c.html">c</a><a href="https://e.org/">e</a><img src="../_images/p.svg">'
-        "<details><summary>S</summary>in</details><button>copy</button></article>"
+        "<details><summary>S</summary>in</details><button>copy</button>"
+        '<details class="hide above-input"><summary>Show</summary>plt.plot()</details></article>'
     )
     (tmp_path / "book" / "a.html").write_text(first)
     places = ["book/a", "notebooks/b"]
@@ -194,6 +195,7 @@ def test_the_document_of_the_pdf_links_within_itself(tmp_path):
     assert f'href="{BASE}book/c.html"' in text and 'href="https://e.org/"' in text
     assert 'src="/_images/p.svg"' in text
     assert "<details open" in text and "button" not in text
+    assert "plt.plot" not in text
 
 
 def test_the_pdf_has_every_page_in_order():

@@ -24,7 +24,7 @@ from notebook_files import ROOT
 from site_files import base, config, git
 
 # Of a page, what a paper has no use for.
-NOT_PRINTED = ".headerlink, .copybtn, button, script, style, .tag_hide-input > .cell_input, .hidden"
+NOT_PRINTED = ".headerlink, .copybtn, button, script, style, details.hide, .hidden"
 ADDRESSES = ("id", "for", "aria-labelledby", "aria-describedby", "name")
 FOOTER = (
     '<div style="font: 8px sans-serif; width: 100%; text-align: center; color: #565b61">'
@@ -104,7 +104,7 @@ def document(html, root=ROOT):
         f"<p>{escape(about['author'])}</p><p>{escape(head)}</p>"
         f'<p><a href="{base(root)}">{base(root)}</a></p>'
         "<p>Text under CC BY 4.0, code under Apache-2.0</p></header><main class='bd-content'>"
-        + "".join(article(html, place, places) for place in places)
+        + "".join(f"<div class='new-page'></div>{article(html, p, places)}" for p in places)
         + "</main></body></html>"
     )
 
