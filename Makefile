@@ -12,6 +12,8 @@ MODEL = $(RUN) book/tools/progress.py "preparing the default model" -- $(RUN) -m
 help:
 	@echo "make book        run every notebook on this machine, then render the book"
 	@echo "make html        render the book from the committed outputs, running nothing"
+	@echo "make pdf         one PDF of the rendered book, with bookmarks (needs Chromium)"
+	@echo "make slides      a deck for each chapter, with speaker notes, in _build/slides"
 	@echo "make serve       show the rendered book at http://127.0.0.1:$(PORT)"
 	@echo "make test        run the tests, in up to four processes with one thread each"
 	@echo "make smoke       run every notebook with small sizes, two at a time, write nothing into the tree"
@@ -61,6 +63,12 @@ colab: $(ENV)
 address: $(ENV)
 	@$(RUN) book/tools/address.py "$(URL)"
 
+pdf: html
+	@$(RUN) book/tools/pdf.py
+
+slides: $(ENV)
+	@$(RUN) book/tools/slides.py
+
 serve: $(ENV)
 	@test -f _build/html/index.html || { echo "There is no rendered book yet: run make book or make html first."; exit 1; }
 	@echo "The book is at http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
@@ -69,4 +77,4 @@ serve: $(ENV)
 clean:
 	rm -rf _build
 
-.PHONY: help book html test notebooks smoke check reproduce colab address serve clean
+.PHONY: help book html pdf slides test notebooks smoke check reproduce colab address serve clean

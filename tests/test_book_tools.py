@@ -443,9 +443,10 @@ def test_every_file_names_the_same_address():
 
     readme = (ROOT / "README.md").read_text()
     assert f"git clone {repository} " in readme and published in readme
+    branch = config["repository"]["branch"]
     for path in CHAPTERS:
         colab = "https://colab.research.google.com/github"
-        assert f"{colab}/{owner}/{name}/blob/main/notebooks/{path.name}" in readme
+        assert f"{colab}/{owner}/{name}/blob/{branch}/notebooks/{path.name}" in readme
 
     for page in [*ROOT.glob("*.md"), *(ROOT / "book").glob("*.md"), *CHAPTERS]:
         text = page.read_text()

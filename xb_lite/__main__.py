@@ -6,6 +6,7 @@ python -m xb_lite train      train a defense by a recipe
 python -m xb_lite scale      turn a trained defense down, or up
 python -m xb_lite evaluate   ask a model everything, judge it, and keep the result
 python -m xb_lite serve      put a prompt defense in front of a model, for any OpenAI client
+python -m xb_lite grade      run the exercises of submitted notebooks where they can do no harm
 python -m xb_lite reproduce  make the book's results that are missing, or say which are there
 
 The installed command xb-lite is the same as python -m xb_lite.
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xb_lite.corpora import SPLITS
+from xb_lite.grading.command import add_grade
 from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model
 from xb_lite.models.wheels import FetchError
 from xb_lite.scaling.command import add_estimate
@@ -234,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
     serve.add_argument("--port", type=int, default=8001, help="default: 8001; 0: any free one")
     serve.set_defaults(run=_serve)
+    add_grade(commands)
     reproduce = commands.add_parser(
         "reproduce",
         help="the book's results: what is there, and making what is missing",

@@ -39,6 +39,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xb_lite"
 
 
+REVISION = "main"  # of the repository; a release names its tag (book/tools/release.py)
 TIMEOUT = 30  # seconds without a byte
 _fetched: set[Path] = set()
 
@@ -60,7 +61,7 @@ def own_file(name: str) -> Path:
     urls = dict(line.split(", ") for line in metadata("xb-lite").get_all("Project-URL"))
     raw = urls["Repository"].replace("github.com", "raw.githubusercontent.com")
     try:
-        with urllib.request.urlopen(f"{raw}/main/{name}", timeout=TIMEOUT) as response:
+        with urllib.request.urlopen(f"{raw}/{REVISION}/{name}", timeout=TIMEOUT) as response:
             data = response.read()
         write_whole(copy, data)
         _fetched.add(copy)

@@ -5,13 +5,14 @@
 Links and anchors are checked offline. Then _build/html is served on a free port of this machine
 and every page is opened in Chromium, light and dark, 1280 and 390 pixels wide. A page fails when
 it asks another host for anything, logs an error, is wider than its window, shows raw TeX, leaves
-a picture without alt text, has a question that the keyboard cannot answer, or breaks an
-accessibility rule of axe-core with serious or critical impact. Chromium is the one thing this
-needs that pip does not bring.
+a picture without alt text, has a question that the keyboard cannot answer, breaks an
+accessibility rule of axe-core with serious or critical impact, or is the landing page and
+sends more than 500 KB. Chromium is the one thing this needs that pip does not bring.
 """
 
 import argparse
 import functools
+import gzip
 import http.server
 import os
 import re
@@ -66,6 +67,7 @@ OVERFLOW = """() => {
   const far = [...document.querySelectorAll('main *')].find(out);
   return `${wide} px too wide, first at ${far && far.tagName} ${far && far.className}`;
 }"""
+LANDING, MOST = "book/intro.html", 500_000  # bytes as sent, compressed
 BARE_PICTURES = """() => {
   const bare = document.querySelectorAll('main img:not([alt]), main img[alt=""]');
   return [...bare].map(e => e.src);
@@ -160,7 +162,8 @@ def serve(html):
 def visit(tab, origin, page, theme, width, axe, shots):
     """Open one page at one width in one theme and add to ``page`` what is wrong there."""
     at = f"{theme}, {width} px"
-    heard = []
+    heard, answers = [], []
+    tab.on("response", lambda answer: answers.append(answer))
     tab.on("request", lambda request: heard.append(request.url))
     tab.on(
         "response",
@@ -177,6 +180,10 @@ def visit(tab, origin, page, theme, width, axe, shots):
         if not url.startswith((origin + "/", "data:", "blob:")):
             page.faults.append(f"{at}: asks another host: {url}")
     page.requests = len(heard)
+    if page.name == LANDING:
+        weight = sum(len(gzip.compress(r.body())) for r in answers if r.url.startswith("http"))
+        if weight > MOST:
+            page.faults.append(f"{at}: {weight // 1000} KB are sent, {MOST // 1000} at most")
     page.formulas = tab.locator("mjx-container").count()
     if tab.locator(".math").count() and not page.formulas:
         page.faults.append(f"{at}: formulas are not rendered")

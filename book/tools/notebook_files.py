@@ -19,6 +19,9 @@ MACHINE_PATH = re.compile(
     r"/(?:home|root|Users)/[\w.-]+|/(?:private/)?(?:tmp|var/folders)/[\w.-]+|[A-Z]:\\Users\\|/site-packages/"
 )
 
+# The package's own address with a tag, in the first cell of a notebook.
+PINNED = re.compile(r"(git\+https://github\.com/[\w.-]+/[\w-]+)@v[\w.]+")
+
 
 def chapters(folder=ROOT / "notebooks"):
     """The notebooks of a folder in reading order."""
@@ -75,8 +78,9 @@ def digest(parts):
 
 
 def code_digest(notebook):
-    """What the outputs depend on: the sources of the code cells, in order."""
-    return digest(cell.source for cell in code_cells(notebook))
+    """What the outputs depend on: the sources of the code cells, in order, without the tag that a
+    release gives to the line which installs the package."""
+    return digest(PINNED.sub(r"\1", cell.source) for cell in code_cells(notebook))
 
 
 def cell_digest(notebook):

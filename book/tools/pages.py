@@ -13,6 +13,7 @@ import budgets
 from notebook_files import code_cells, is_report, read
 
 SPLITS = ("train", "validation", "test")
+ROOM = re.compile(r"^\| (\S+) \| `(\w+)` \| (.*) \|$", re.M)
 COMMENT = re.compile(r"^<!-- generated: ([a-z_]+) -->$", re.M)
 
 
@@ -240,10 +241,25 @@ def screen(root, notebooks):
     return table(("by the service judge", *(said for said, _ in columns)), body)
 
 
+def api(root, notebooks):
+    """The public names of each room, by the table of CONTRIBUTING.md, for autodoc."""
+    text = (Path(root) / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    parts = []
+    for chapter, room, names in ROOM.findall(text):
+        listed = ", ".join(re.findall(r"`(\w+)`", names))
+        where = f"Chapter {chapter}." if chapter.isdigit() else ""
+        parts.append(
+            f"## {room}\n\n{where}\n\n```{{eval-rst}}\n"
+            f".. automodule:: xb_lite.{room}\n   :members: {listed}\n```"
+        )
+    return "\n\n".join(parts)
+
+
 GENERATED = {
     "screen": screen,
     "judge_errors": judge_errors,
     "judge_groups": judge_groups,
+    "api": api,
     "findings": findings,
     "runs": runs,
     "reading": reading,

@@ -10,6 +10,7 @@ _build/html only when it ended well, so a build that fails or is killed changes 
 
 import argparse
 import importlib.metadata
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import mathjax
 import pages
+import site_files
 from locks import lock
 from notebook_files import ROOT, digest, write_whole
 from notebook_files import notebooks as notebooks_of
@@ -26,6 +28,7 @@ from progress import run
 
 TOOLCHAIN = ("jupyter-book", "sphinx", "sphinx-book-theme", "pydata-sphinx-theme", "myst-nb")
 NOT_STAGED = {"tools", "__pycache__"}
+REVISIONS = "book/revisions.json"
 INDEX = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -50,6 +53,8 @@ def sources(root, notebooks):
             if path.suffix == ".md":
                 data = pages.fill(data.decode(), root, notebooks).encode()
             tree[inside.as_posix()] = data
+    found = site_files.revisions(root, [name for name in tree if name.endswith((".md", ".ipynb"))])
+    tree[REVISIONS] = json.dumps(found, indent=1).encode()
     return tree
 
 
@@ -113,7 +118,10 @@ def main(arguments=None, root=ROOT):
     with lock(output / "render.lock", "rendering the book") as held:
         tree = sources(root, notebooks)
         made_by = [f"{name} {importlib.metadata.version(name)}" for name in TOOLCHAIN]
-        own = [path.read_bytes() for path in (Path(__file__), Path(mathjax.__file__))]
+        own = [
+            path.read_bytes()
+            for path in (Path(__file__), Path(mathjax.__file__), Path(site_files.__file__))
+        ]
         inputs = digest([*made_by, *own, *(part for item in tree.items() for part in item)])
         if (html / "index.html").exists() and stamp.exists() and stamp.read_text() == inputs:
             print("book: nothing changed since it was last rendered, skipped")
@@ -135,6 +143,7 @@ def main(arguments=None, root=ROOT):
             )
             return status
         (work / "_build/html/index.html").write_text(INDEX)
+        site_files.finish(work / "_build/html", root)
         stamp.unlink(missing_ok=True)
         replace(html, work / "_build" / "html")
         write_whole(stamp, inputs)

@@ -290,6 +290,7 @@ def _card(
     return f"""---
 base_model: {base}
 library_name: peft
+language: en
 ---
 
 # A defense of {recipe.get("model", base)}
@@ -298,6 +299,13 @@ LoRA adapter, fp16. Made by the book on defending chat models against jailbreaks
 weights are those with the digest below, and its licence holds.
 
 {table({k: v for k, v in run.items() if k != "recipe"})}
+
+## Intended use and limits
+
+For study and teaching: to see what such training changes inside a small model, and what it costs.
+It protects no product. Attacks succeed against it, those that know of it first of all, and it can
+answer harmless requests with a refusal or with gibberish. How often is in the book's results, with
+n, interval and seed; one seed says little. Prompts were English and in general terms.
 
 ## Recipe
 

@@ -1,0 +1,212 @@
+"""Grading: submissions that are right, wrong, endless or hostile, of which none does any harm."""
+
+import os
+import re
+import socket
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+from xb_lite.__main__ import main
+from xb_lite.grading import exercises_of, grade, report, worker
+from xb_lite.grading.report import job_of
+
+ROOT = Path(__file__).parent.parent
+IMPORTS = "import torch\nfrom xb_lite.exercises import hidden_states as check"
+MEAN = """def mean_state(states, mask):
+    kept = mask.unsqueeze(-1)
+    return (states * kept).sum(1) / kept.sum(1)
+"""
+CHECK = "check.mean_state(mean_state)"
+
+
+def submission(folder: Path, *cells: str, name="submission.ipynb") -> Path:
+    made = nbformat.v4.new_notebook()
+    made.cells = [nbformat.v4.new_code_cell(source) for source in (IMPORTS, *cells)]
+    path = folder / name
+    nbformat.write(made, path)
+    return path
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder with something to steal."""
+    folder = tmp_path / "home"
+    (folder / ".ssh").mkdir(parents=True)
+    (folder / ".ssh" / "id").write_text("a key")
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    return folder
+
+
+def graded(folder: Path, *cells: str, seconds=20, memory=2048):
+    """Status and reason of the one exercise in these cells, run in a fork of the tests."""
+    path = submission(folder, *cells)
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    exercises = exercises_of(path)
+    job = job_of(path, exercises, str(scratch), seconds, memory)
+    (one,) = [worker.graded(asdict(exercise), job) for exercise in exercises]
+    return SimpleNamespace(**one)
+
+
+def test_good_wrong_endless_and_hostile_submissions_are_told_apart(tmp_path, home):
+    path = submission(
+        tmp_path,
+        MEAN,
+        CHECK,
+        "def last(mask):\n    return mask.sum(1)\ncheck.last_prompt_token(last)",
+        "check.layer_output(lambda a, b: ...)",
+        f"print(open('{home}/.ssh/id').read())\ncheck.components(1)",
+        "while True: pass\ncheck.without_direction(1)",
+    )
+    found = {one.name: one for one in grade(path, seconds=4)}
+    assert {name: one.status for name, one in found.items()} == {
+        "mean_state": "good",
+        "last_prompt_token": "wrong",
+        "layer_output": "open",
+        "components": "hostile",
+        "without_direction": "endless",
+        "longest_ordinary": "missing",
+    }
+    assert found["mean_state"].cell == 3
+    assert found["last_prompt_token"].why  # the words of the check
+    own = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert str(tmp_path) not in own and "xb_lite.grading.worker" not in own
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("raise ValueError('no idea')", "ValueError: no idea"),
+        ("raise SystemExit", "ends the program"),
+        ("import os; os._exit(0)", "without an answer"),
+        ("return torch.ones(1 << 32)", "300 MB of memory"),
+        ("return bytearray(1 << 32)", "300 MB of memory"),
+    ],
+)
+def test_an_answer_that_fails_is_wrong_with_the_reason(tmp_path, code, why):
+    one = graded(tmp_path, f"def mean_state(states, mask):\n    {code}\n", CHECK, memory=300)
+    assert one.status == "wrong"
+    assert why in one.why
+
+
+@pytest.mark.parametrize(
+    "code", ["while True: pass", "import time; time.sleep(1000)", "try: [].sort()\nfinally:\n  x()"]
+)
+def test_an_endless_answer_ends(tmp_path, code):
+    body = f"def x():\n  while True:\n    try: x()\n    except BaseException: pass\n{code}"
+    start = time.monotonic()
+    one = graded(tmp_path, f"{body}\n{CHECK.replace('mean_state)', 'None)')}", seconds=2)
+    assert (one.status, time.monotonic() - start < 100) == ("endless", True)
+
+
+HOSTILE = [
+    ("open('HOME/.ssh/id').read()", "reads HOME/.ssh/id"),
+    ("import os; os.listdir('HOME/x/..')", "reads HOME"),
+    ("from pathlib import Path; Path('HOME/new').write_text('x')", "writes HOME/new"),
+    ("import os; os.remove(b'HOME/.ssh/id')", "writes HOME/.ssh/id"),
+    ("import shutil; shutil.rmtree('HOME')", "reads HOME"),
+    ("import os; os.symlink('HOME', 'link')", "writes HOME"),
+    ("import numpy; numpy.fromfile('HOME/.ssh/id')", "reads HOME/.ssh/id"),
+    ("open('/proc/1/environ', 'rb').read()", "reads /proc/1/environ"),
+    ("import socket; socket.create_connection(('127.0.0.1', PORT))", "uses the network"),
+    ("import urllib.request as u; u.urlopen('http://127.0.0.1:PORT/')", "uses the network"),
+    ("import os; os.fork()", "process (os.fork)"),
+    ("import os\nwhile True: os.fork()", "process (os.fork)"),
+    ("import subprocess; subprocess.run(['touch', 'HOME/new'])", "process (subprocess.Popen)"),
+    ("import os; os.system('touch HOME/new')", "process (os.system)"),
+    ("import os; os.kill(PARENT, 9)", "process (os.kill)"),
+    ("import ctypes; ctypes.CDLL(None).fork()", "native code"),
+    ("import resource; resource.setrlimit(resource.RLIMIT_CPU, (9, 9))", "loosens"),
+    ("check.mean_state.__code__ = (lambda a: a).__code__", "changes the check"),
+    (
+        "import os, builtins, posixpath\n"
+        "builtins.isinstance = lambda *a: False\nposixpath.join = os.fspath = str\n"
+        "try: open('HOME/.ssh/id')\nexcept BaseException: pass",
+        "reads HOME/.ssh/id",
+    ),
+    (
+        "class S(str):\n  startswith = split = lambda *a: False\nopen(S('HOME/.ssh/id'))",
+        "reads HOME/.ssh/id",
+    ),
+]
+
+
+@pytest.mark.parametrize(("code", "why"), HOSTILE, ids=[why for _, why in HOSTILE])
+def test_a_hostile_submission_is_reported_and_does_no_harm(tmp_path, home, code, why):
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(0.2)
+    code = code.replace("HOME", str(home)).replace("PARENT", str(os.getpid()))
+    code = code.replace("PORT", str(server.getsockname()[1]))
+
+    one = graded(tmp_path, MEAN, f"{code}\n{CHECK}")
+    with server, pytest.raises(TimeoutError):
+        server.accept()
+    assert one.status == "hostile", one
+    assert why.replace("HOME", str(home)) in one.why
+    assert [path.name for path in home.rglob("*")] == [".ssh", "id"]
+    assert (home / ".ssh" / "id").read_text() == "a key"
+
+
+def test_without_walls_of_the_system_the_hook_is_named_and_no_key_gets_through(
+    tmp_path, home, monkeypatch, capsys
+):
+    monkeypatch.setattr(report, "_walls", lambda: ())
+    found = "os.environ.get('OPENAI_API_KEY'), os.listdir()"
+    path = submission(
+        tmp_path,
+        MEAN,
+        f"import socket; socket.socket()\n{CHECK}",
+        "import os, pathlib\npathlib.Path('~/note').expanduser().write_text('x')\n"
+        f"raise ValueError({found})\ncheck.components(1)",
+    )
+    assert main(["grade", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("isolation: an audit hook of Python alone")
+    assert re.search(r"^hostile +mean_state +uses the network", said, re.M)
+    assert re.search(r"^wrong +components +ValueError: \(None, \['note'\]\)", said, re.M)
+    assert "1 hostile, 1 wrong, 4 missing" in said
+    assert not (home / "note").exists()
+
+
+def test_only_what_a_check_needs_is_run(tmp_path):
+    path = submission(
+        tmp_path,
+        "model = load_model()\nscale = 2\n%matplotlib inline",
+        "numbers = []\nnumbers.append(scale)\nprint(numbers)",
+        "check.components(numbers)",
+        "if check.components(1).right:\n    print()",
+        "def broken(:\n    check.mean_state(broken)",
+    )
+    components, mean = exercises_of(path)
+    assert components.source == "scale = 2\nnumbers = []\nnumbers.append(scale)"
+    assert components.arguments == "(numbers,)"
+    assert "is not Python" in mean.fault
+    assert worker.graded(asdict(mean), {}) == {"status": "wrong", "why": mean.fault}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("no", "is no notebook"), ('{"cells": []}', "checks no exercise")]
+)
+def test_a_file_without_exercises_is_refused(tmp_path, text, why, capsys):
+    path = tmp_path / "a.ipynb"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=why):
+        grade(path)
+    assert main(["grade", str(path)]) == 1
+    assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/0[0-4]*.ipynb")), ids=lambda p: p.stem)
+def test_a_chapter_as_it_is_published_has_all_its_checks_and_needs_no_model(path):
+    found = exercises_of(path)
+    chapters = {exercise.chapter for exercise in found}
+    asked = {(exercise.chapter, exercise.name) for exercise in found}
+    assert {(c, name) for c in chapters for name in worker.offered(c)} <= asked
+    assert not any("load_model" in exercise.source for exercise in found)

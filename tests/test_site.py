@@ -1,0 +1,273 @@
+"""What stands around the chapters: site files, slides, the one PDF, exam bank, errors page."""
+
+import ast
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "book" / "tools"), str(ROOT / "book" / "extensions")]
+
+import mend  # noqa: E402
+import notebook_files  # noqa: E402
+import pages  # noqa: E402
+import pdf  # noqa: E402
+import preview  # noqa: E402
+import site_files  # noqa: E402
+import slides  # noqa: E402
+
+RUN = {"date": "2026-01-02", "seconds": 130, "hardware": "2 CPU cores", "profile": "quick"}
+BASE = site_files.base()
+
+
+# Site
+
+
+@pytest.fixture
+def html(tmp_path):
+    """A rendered book in small."""
+    for name in ("book/intro", "notebooks/00_start_here", "search", "_static/webpack"):
+        path = tmp_path / f"{name}.html"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('<i class="fa-solid fa-sun"></i><i class="fab fa-github"></i>')
+    scripts = tmp_path / "_static" / "scripts"
+    scripts.mkdir()
+    whole = 'var a={sun:[512,512,[],"f1","M1"],"github":[9,8,[],"f2","M2"],"moon":[1,1,[],"f","M"]}'
+    (scripts / "fontawesome.js").write_text(whole)
+    return tmp_path
+
+
+def test_a_sitemap_lists_the_pages_with_the_day_of_their_outputs(html):
+    site_files.finish(html)
+    tree = ElementTree.fromstring((html / "sitemap.xml").read_text())
+    found = {entry[0].text: [part.text for part in entry[1:]] for entry in tree}
+    assert set(found) == {f"{BASE}book/intro.html", f"{BASE}notebooks/00_start_here.html"}
+    (day,) = found[f"{BASE}notebooks/00_start_here.html"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", day)
+    assert f"Sitemap: {BASE}sitemap.xml" in (html / "robots.txt").read_text()
+
+
+def test_the_page_for_wrong_addresses_works_from_any_address(html):
+    site_files.finish(html)
+    links = re.findall(r'href="([^"]+)"', (html / "404.html").read_text())
+    assert len(links) > 3
+    assert all(link.startswith((BASE, "data:")) for link in links)
+    for link in links[1:]:
+        place = link.removeprefix(BASE).removesuffix(".html")
+        assert place == "search" or (ROOT / f"{place}.md").exists()
+
+
+def test_only_the_icons_in_use_are_sent(html):
+    site_files.lighten(html)
+    text = (html / "_static" / "scripts" / "fontawesome.js").read_text()
+    found = json.loads(re.search(r"drawings = (\{.*\});", text).group(1))
+    assert found == {"github": [9, 8, "M2"], "sun": [512, 512, "M1"]}
+    site_files.lighten(html)
+    assert (html / "_static" / "scripts" / "fontawesome.js").read_text() == text
+
+
+def app_of(folder):
+    options = {"repository_url": "https://github.com/o/r", "repository_branch": "main"}
+    config = SimpleNamespace(html_theme_options=options, html_baseurl=BASE, html_title="Book")
+    return SimpleNamespace(srcdir=str(folder), config=config)
+
+
+def test_a_page_says_when_where_and_from_which_revision_its_outputs_are(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "book").mkdir()
+    made = nbformat.v4.new_notebook(metadata={"xb_lite": RUN})
+    (tmp_path / "notebooks" / "00_a.ipynb").write_text(notebook_files.as_text(made))
+    known = {"notebooks/00_a.ipynb": ["0123456789abcdef", "2026-01-03"]}
+    (tmp_path / "book" / "revisions.json").write_text(json.dumps(known))
+    said = mend.made(app_of(tmp_path), "notebooks/00_a")
+    assert "made on 2026-01-02 in 130 s on 2 CPU cores (profile quick" in said
+    assert 'href="../book/status.html"' in said
+    assert "https://github.com/o/r/blob/0123456789abcdef/notebooks/00_a.ipynb" in said
+    assert mend.made(app_of(tmp_path), "search") == ""
+
+
+def test_a_link_to_a_page_shows_its_first_sentence_and_the_key_picture(tmp_path):
+    words = "A plane tells <em>harmful</em> from harmless prompts in most comparisons. " * 9
+    body = f'<h1>T</h1><p class="admonition-title">In one sentence of many words</p><p>{words}</p>'
+    tags = mend.preview(app_of(tmp_path), "book/a", {"body": body, "title": "A &amp; B"})
+    assert '<meta property="og:title" content="A &amp; B">' in tags
+    assert f'content="{BASE}_static/preview.png"' in tags
+    description = re.search(r'name="description" content="([^"]*)"', tags).group(1)
+    assert description.startswith("A plane tells harmful from") and description.endswith(" …")
+    assert len(description) <= mend.MOST + 2
+
+
+def test_the_preview_was_drawn_from_the_key_picture():
+    from PIL import Image
+
+    image = Image.open(ROOT / "book" / "static" / "preview.png")
+    assert image.size == (1200, 630)
+    drawn = image.text[preview.KEY]
+    assert drawn == hashlib.sha256(preview.key_picture()).hexdigest(), "run book/tools/preview.py"
+
+
+def test_kaggle_stands_beside_colab_and_binder(tmp_path):
+    (tmp_path / "a.ipynb").write_text("{}")
+    context = {"header_buttons": [{"label": "launch-buttons", "buttons": []}]}
+    mend.kaggle(app_of(tmp_path), "a", "", context, None)
+    (button,) = context["header_buttons"][0]["buttons"]
+    assert button["url"].endswith("?src=https://github.com/o/r/blob/main/a.ipynb")
+    launch = site_files.config()["launch_buttons"]
+    assert launch["colab_url"] and launch["binderhub_url"]
+
+
+def test_mathjax_is_sent_with_formulas_alone():
+    files = [SimpleNamespace(filename="mathjax/tex.js"), SimpleNamespace(filename="a.js")]
+    for body, left in (("<p>no</p>", 1), ('<div class="math notranslate">', 2)):
+        context = {"body": body, "script_files": list(files)}
+        mend.only_with_formulas(None, "a", "", context, None)
+        assert len(context["script_files"]) == left
+
+
+def test_the_reference_names_every_room_of_the_table():
+    text = pages.api(ROOT, [])
+    rooms = re.findall(r"automodule:: xb_lite\.(\w+)\n   :members: (.+)", text)
+    assert len(rooms) > 20
+    for room, names in rooms:
+        module = __import__(f"xb_lite.{room}", fromlist=["x"])
+        assert all(hasattr(module, name) for name in names.split(", ")), room
+
+
+# Slides and PDF
+
+
+@pytest.mark.parametrize("path", notebook_files.chapters(), ids=lambda path: path.stem)
+def test_a_deck_has_one_figure_a_slide_and_notes(path):
+    notebook = notebook_files.read(path)
+    made = slides.deck(notebook, "https://x")
+    shown = [cell.source for cell in made.cells if slides.is_slide(cell)]
+    assert shown[0].startswith(f"# {pages.title(notebook)}")
+    assert all(source.count("<img ") <= 1 for source in shown)
+    assert sum(source.count("<img ") for source in shown) == len(slides.figures(notebook))
+    kinds = [cell.metadata["slideshow"]["slide_type"] for cell in made.cells]
+    assert kinds == ["slide", "notes"] * (len(kinds) // 2)
+    assert all(cell.source.strip() for cell in made.cells)
+    for figure in slides.figures(notebook):
+        assert figure["alt"], figure["heading"]
+
+
+def test_notes_are_what_the_chapter_says_to_notice():
+    cells = [
+        nbformat.v4.new_markdown_cell("# T\n\n## 2. Which plane?"),
+        nbformat.v4.new_code_cell(
+            outputs=[nbformat.v4.new_output("display_data", {"image/svg+xml": "<svg/>"})],
+            metadata={"mystnb": {"image": {"alt": "A line."}}},
+        ),
+        nbformat.v4.new_markdown_cell("**What to notice.** It *rises*.\n\n## Next\n\nNot this."),
+    ]
+    (figure,) = slides.figures(nbformat.v4.new_notebook(cells=cells))
+    assert (figure["heading"], figure["notes"]) == ("Which plane?", "It *rises*.")
+
+
+def test_a_deck_asks_no_other_host():
+    text = slides.as_html(slides.deck(notebook_files.read(notebook_files.chapters()[0]), "x"))
+    loaded = re.findall(r'<(?:script|link|img)[^>]* (?:src|href)="([^"]+)"', text)
+    assert loaded
+    assert not [name for name in loaded if re.match(r"https?:|//", name)]
+    assert "tabindex" not in text
+
+
+def test_the_document_of_the_pdf_links_within_itself(tmp_path):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    first = (
+        '<article class="bd-article"><h1 id="top">A</h1><a href="../notebooks/b.html#x">b</a>'
+        '<a href="c.html">c</a><a href="https://e.org/">e</a><img src="../_images/p.svg">'
+        "<details><summary>S</summary>in</details><button>copy</button>"
+        '<details class="hide above-input"><summary>Show</summary>plt.plot()</details></article>'
+    )
+    (tmp_path / "book" / "a.html").write_text(first)
+    places = ["book/a", "notebooks/b"]
+    text = pdf.article(tmp_path, "book/a", places)
+    assert 'href="#notebooks-b--x"' in text and 'id="book-a--top"' in text
+    assert f'href="{BASE}book/c.html"' in text and 'href="https://e.org/"' in text
+    assert 'src="/_images/p.svg"' in text
+    assert "<details open" in text and "button" not in text
+    assert "plt.plot" not in text
+
+
+def test_the_pdf_has_every_page_in_order():
+    found = pdf.order(ROOT)
+    assert found[:2] == ["book/intro", "notebooks/00_start_here"]
+    assert len(found) == len(set(found)) > 20
+
+
+# Teaching
+
+
+def test_the_exam_bank_has_forty_questions_with_rubrics():
+    text = (ROOT / "book" / "exam_bank.md").read_text(encoding="utf-8")
+    parts = re.split(r"^\*\*(\d+)\.\*\* ", text, flags=re.M)[1:]
+    numbers, bodies = parts[::2], parts[1::2]
+    assert [int(number) for number in numbers] == list(range(1, 41))
+    assert all("*Rubric (6).*" in body for body in bodies)
+    assert text.count("## Chapter ") == 8
+    assert "exam_bank" not in (ROOT / "book" / "_toc.yml").read_text()
+
+
+def test_the_plans_add_up_to_their_sessions():
+    text = (ROOT / "book" / "teaching.md").read_text(encoding="utf-8")
+    lecture = text.partition("### One lecture")[2].partition("###")[0]
+    spans = [tuple(map(int, pair)) for pair in re.findall(r"^\| (\d+)-(\d+) \|", lecture, re.M)]
+    assert spans[0][0] == 0 and spans[-1][1] == 90
+    assert all(one[1] == other[0] for one, other in zip(spans, spans[1:], strict=False))
+
+
+# Errors
+
+
+def seen_on_the_page():
+    """What the errors page quotes, with the title of its entry."""
+    text = (ROOT / "book" / "errors.md").read_text(encoding="utf-8")
+    for entry in text.split("\n## ")[1:]:
+        title, _, body = entry.partition("\n")
+        for line in re.findall(r"^\*\*You see\*\*.*$", body, re.M):
+            for quoted in re.findall(r"`([^`]{16,})`", line):
+                if not quoted.startswith(("python -m", "make ", "xb-lite ")):
+                    yield title, quoted
+
+
+def said_in_the_code():
+    """Every string of the package and the tools; what is filled in is a gap."""
+    for path in [*(ROOT / "xb_lite").rglob("*.py"), *(ROOT / "book" / "tools").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                parts = [p.value if isinstance(p, ast.Constant) else "…" for p in node.values]
+                yield "".join(parts)
+
+
+OF_PIP = {"Could not find a version that satisfies the requirement"}
+
+
+@pytest.mark.parametrize(("title", "quoted"), [*seen_on_the_page()])
+def test_the_errors_page_quotes_what_the_code_says(title, quoted):
+    if quoted in OF_PIP:
+        return
+    code = [re.sub(r"\s+", " ", text) for text in said_in_the_code()]
+    wanted = re.compile(r".*?".join(map(re.escape, re.split(r"…|\.\.\.|\d+", quoted))))
+    assert any(wanted.search(text) for text in code), f"nothing says {quoted!r} ({title})"
+
+
+def test_every_error_class_of_the_package_is_on_the_errors_page():
+    text = (ROOT / "book" / "errors.md").read_text(encoding="utf-8")
+    named = set()
+    for path in (ROOT / "xb_lite").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Error"):
+                named.add(node.name)
+    assert named
+    assert [name for name in sorted(named) if f"`{name}`" not in text] == []

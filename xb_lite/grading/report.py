@@ -1,0 +1,164 @@
+"""Grade a submitted notebook: each exercise in a process that can do no harm."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import pwd
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from xb_lite.files import cache_folder
+from xb_lite.grading.submission import Exercise, exercises_of
+
+PACKAGE = Path(__file__).resolve().parents[1]
+KEPT = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT")  # of the environment: no keys, no tokens
+LOADING = 180  # seconds until torch and the rest are there
+# The kernel's own walls, tried in this order: user, network and process spaces.
+APART = ("--net", "--pid", "--fork", "--kill-child")
+WALLS = (("unshare", "--user", "--map-root-user", *APART), ("unshare", *APART))
+
+
+@dataclass(frozen=True)
+class Grade:
+    """How one exercise went: ``good``, ``wrong``, ``open`` (not attempted), ``missing`` (its check
+    is not in the notebook), ``endless`` or ``hostile``; ``why`` in words. ``cell`` counts the code
+    cells from 1, and is 0 where there is none."""
+
+    chapter: str
+    name: str
+    cell: int
+    status: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.status:<8} {self.name:<22} {self.why}".rstrip()
+
+
+def grade(path: str | Path, *, seconds: int = 20, memory: int = 2048) -> list[Grade]:
+    """Run the exercises of a submission, each by itself, and say how they went.
+
+    A submission has no network, an empty home folder, no environment variables of yours, and the
+    time and memory given here. It can write to a temporary folder only, and read neither home
+    folders nor the folder of the submission. The verdict is reached in its own process: this keeps
+    your machine safe, and does not prove that nobody forged a "good".
+
+    Args:
+        path: a notebook.
+        seconds: for each exercise.
+        memory: for each exercise, in MB.
+
+    Raises:
+        ValueError: no notebook, no exercise of the book in it, or a system without these walls.
+    """
+    path = Path(path)
+    exercises = exercises_of(path)
+    if os.name != "posix":
+        raise ValueError("Grading needs Linux or macOS: elsewhere there are no such limits.")
+    with tempfile.TemporaryDirectory(prefix="xb-grade-", ignore_cleanup_errors=True) as folder:
+        job = job_of(path, exercises, os.path.realpath(folder), seconds, memory)
+        lines = _ask(job, LOADING + len(exercises) * (seconds + 5))
+    found = []
+    for number, exercise in enumerate(exercises):
+        said = {"status": "hostile", "why": "ends the grading itself"}
+        if number < len(lines):
+            said = lines[number]
+        if said["status"] != "skipped":
+            found.append(Grade(exercise.chapter, exercise.name, exercise.cell, **said))
+    if len(lines) > len(exercises):
+        for one in lines[-1]:
+            found.append(Grade(**one, cell=0, status="missing", why=""))
+    return found
+
+
+def job_of(
+    path: Path, exercises: list[Exercise], scratch: str, seconds: int, memory: int
+) -> dict[str, object]:
+    """What the worker is told: the exercises of the notebook at ``path``, and what they may do."""
+    return {
+        "exercises": [asdict(exercise) for exercise in exercises],
+        "seconds": seconds,
+        "memory": memory << 20,
+        "scratch": scratch,
+        "readable": _readable(),
+        "denied": _denied(path),
+    }
+
+
+def isolation() -> str:
+    """What keeps a submission from the network and from other processes on this machine."""
+    if _walls():
+        return "a network and a process space of its own, and an audit hook of Python"
+    return "an audit hook of Python alone (this system grants no network space of its own)"
+
+
+@functools.cache
+def _walls() -> tuple[str, ...]:
+    for wall in WALLS:
+        if shutil.which(wall[0]):
+            tried = subprocess.run([*wall, "true"], capture_output=True, stdin=subprocess.DEVNULL)
+            if tried.returncode == 0:
+                return wall
+    return ()
+
+
+def _ask(job: dict, longest: int) -> list:
+    """The lines of the worker, as far as it came."""
+    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+    environment |= dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR"), job["scratch"])
+    environment |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1"}
+    environment |= {"XB_LITE_CACHE": str(cache_folder()), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"PYTHONUSERBASE": site.getuserbase()}
+    if "site-packages" not in PACKAGE.parts:
+        environment["PYTHONPATH"] = str(PACKAGE.parent)
+    worker = subprocess.Popen(
+        [*_walls(), sys.executable, "-m", "xb_lite.grading.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=job["scratch"],
+        env=environment,
+        start_new_session=True,
+        text=True,
+    )
+    try:
+        said, failed = worker.communicate(json.dumps(job), timeout=longest)
+    except subprocess.TimeoutExpired as error:
+        said, failed = (error.stdout or b"").decode("utf-8", "replace"), ""
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, 9)
+        worker.communicate()
+    if worker.returncode and not said:
+        raise ValueError(f"The grading process could not start: {failed.strip()[-400:]}")
+    return [json.loads(line) for line in said.splitlines()]
+
+
+def _readable() -> list[str]:
+    """Where Python, the package, its results and the models lie, even inside a home folder."""
+    paths = {sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib")}
+    paths |= {*site.getsitepackages(), site.getusersitepackages(), PACKAGE}
+    paths |= {PACKAGE.parent / name for name in ("results", "artifacts")}
+    paths |= {cache_folder() / name for name in ("results", "artifacts")}
+    paths |= {path.parent for path in cache_folder().glob("*/manifest.json")}  # models
+    return _real(paths)
+
+
+def _denied(submission: Path) -> list[str]:
+    """The home folders, where grading was started, and where submissions lie."""
+    homes = {"~", pwd.getpwuid(os.getuid()).pw_dir, "/home", "/root", "/Users"}
+    own = {Path.cwd(), submission.parent, cache_folder()}
+    return _real({*map(os.path.expanduser, homes), *own})
+
+
+def _real(paths: Iterable[str | Path]) -> list[str]:
+    return sorted({os.path.realpath(path) for path in paths})

@@ -1,0 +1,177 @@
+"""What of a submitted notebook belongs to an exercise: its check, and the statements it needs.
+
+Nothing is run here. Of the notebook's code only this is run later: the cell with the check, and
+those statements before it that give a value to a name which is used. So a submission is graded
+without loading a model, unless an answer needs one.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOM = "xb_lite.exercises"
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One check in a notebook.
+
+    ``chapter`` is a module of ``xb_lite.exercises`` and ``name`` a function of it; ``cell`` counts
+    the code cells from 1. ``source`` runs first, then ``arguments``, a tuple, is evaluated.
+    ``fault`` says why there is nothing to run.
+    """
+
+    chapter: str
+    name: str
+    cell: int
+    source: str = ""
+    arguments: str = "()"
+    fault: str = ""
+
+
+def exercises_of(path: str | Path) -> list[Exercise]:
+    """The exercises of a notebook, in the order of the page; the last check of each counts.
+
+    Raises:
+        ValueError: the file is no notebook, or checks no exercise of the book.
+    """
+    cells = _code_cells(Path(path))
+    parsed: list[tuple[int, list[ast.stmt]]] = []
+    broken: list[tuple[int, str, str]] = []
+    for number, source in enumerate(cells, start=1):
+        try:
+            parsed.append((number, ast.parse(_without_magics(source)).body))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            broken.append((number, source, f"cell {number} is not Python: {error}"))
+    statements = [(number, node) for number, body in parsed for node in body]
+    chapters = dict(_chapters(node for _, node in statements))
+    found: dict[tuple[str, str], Exercise] = {}
+    direct = set()
+    for place, (number, node) in enumerate(statements):
+        for call, is_statement in _checks(node, chapters):
+            key = chapters[call.func.value.id], call.func.attr
+            if key in direct and not is_statement:
+                continue  # a later cell that only asks whether the answer was right
+            direct |= {key} if is_statement else set()
+            found[key] = Exercise(
+                *key,
+                number,
+                _needed(statements[:place], number, call),
+                ast.unparse(ast.Tuple(call.args, ast.Load())),
+            )
+    for number, source, fault in broken:
+        for alias, name in re.findall(r"\b(\w+)\.(\w+)\(", source):
+            if alias in chapters and (chapters[alias], name) not in found:
+                key = chapters[alias], name
+                found[key] = Exercise(*key, number, fault=fault)
+    if not chapters:
+        raise ValueError(f"{path} checks no exercise of the book: nothing in it imports {ROOM}.")
+    return sorted(found.values(), key=lambda exercise: exercise.cell)
+
+
+def _code_cells(path: Path) -> list[str]:
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        return ["".join(cell["source"]) for cell in cells]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is no notebook: {error!r}.") from error
+
+
+def _without_magics(source: str) -> str:
+    if source.lstrip().startswith("%%"):
+        return ""
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.M)
+
+
+def _chapters(statements: Iterable[ast.stmt]) -> Iterator[tuple[str, str]]:
+    """Under which name the checks of which chapter were imported."""
+    for node in statements:
+        if isinstance(node, ast.ImportFrom) and node.module == ROOM:
+            for alias in node.names:
+                if alias.name.islower() and alias.name not in ("predict", "verdicts"):
+                    yield alias.asname or alias.name, alias.name
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.asname and alias.name.startswith(f"{ROOM}."):
+                    yield alias.asname, alias.name.removeprefix(f"{ROOM}.")
+
+
+def _checks(node: ast.stmt, chapters: dict[str, str]) -> Iterator[tuple[ast.Call, bool]]:
+    """Calls of checks in a statement, and whether the call is the whole statement."""
+    for part in ast.walk(node):
+        if (
+            isinstance(part, ast.Call)
+            and isinstance(part.func, ast.Attribute)
+            and isinstance(part.func.value, ast.Name)
+            and part.func.value.id in chapters
+        ):
+            yield part, isinstance(node, ast.Expr) and node.value is part
+
+
+def _needed(statements: list[tuple[int, ast.stmt]], cell: int, call: ast.Call) -> str:
+    """The statements that the arguments of a check depend on, and those of its own cell."""
+    names = set().union(*(_read(argument) for argument in call.args)) if call.args else set()
+    kept: set[int] = {i for i, (number, _) in enumerate(statements) if number == cell}
+    for i in kept:
+        names |= _read(statements[i][1])
+    while True:
+        more = {i for i, (_, node) in enumerate(statements) if i not in kept}
+        more = {i for i in more if _given(statements[i][1]) & names}
+        if not more:
+            break
+        kept |= more
+        for i in more:
+            names |= _read(statements[i][1])
+    return "\n".join(_as_source(statements[i][1], names) for i in sorted(kept))
+
+
+def _as_source(node: ast.stmt, names: set[str]) -> str:
+    """A statement as text; of an import only the names that are used."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        used = [a for a in node.names if _bound(a) in names or a.name == "*"]
+        if not used:
+            return ""
+        parts = {**dict(ast.iter_fields(node)), "names": used}
+        return ast.unparse(type(node)(**parts))
+    return ast.unparse(node)
+
+
+def _read(node: ast.AST) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+
+
+def _bound(alias: ast.alias) -> str:
+    return alias.asname or alias.name.partition(".")[0]
+
+
+def _given(node: ast.stmt) -> set[str]:
+    """The names that a statement gives a value to, or whose value it changes."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return {_bound(alias) for alias in node.names}
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return {node.name}
+    found = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            found.add(part.id)
+        elif isinstance(part, (ast.Subscript, ast.Attribute)) and isinstance(part.ctx, ast.Store):
+            found |= _root(part)
+        elif isinstance(part, (ast.FunctionDef, ast.ClassDef)):
+            found.add(part.name)  # under an if, or in a loop
+        elif isinstance(part, (ast.Import, ast.ImportFrom)):
+            found |= {_bound(alias) for alias in part.names}
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        found |= _root(node.value.func)  # answers.append(3)
+    return found
+
+
+def _root(node: ast.AST) -> set[str]:
+    while isinstance(node, (ast.Subscript, ast.Attribute)):
+        node = node.value
+    return {node.id} if isinstance(node, ast.Name) else set()
