@@ -27,8 +27,8 @@ from xb_lite.corpora import KINDS, load_corpus
 from xb_lite.data.items import spread
 from xb_lite.dialogues import as_dialogue
 from xb_lite.files import digest
-from xb_lite.intention.defenses import two_stage
 from xb_lite.intention.prompts import second_stage
+from xb_lite.intention.stages import two_stage
 from xb_lite.models.cached import DEFAULT
 from xb_lite.models.loading import load_model, model_digest
 from xb_lite.models.precision import choose_precision

@@ -1,13 +1,9 @@
 """A defense asks what was published, and is asked as any other backend."""
 
-import ast
 import hashlib
-import json
 import threading
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from test_remote import Server, completion
@@ -18,14 +14,7 @@ from xb_lite.data.items import PREFILL, Item
 from xb_lite.dialogues import as_dialogue, as_turns
 from xb_lite.evaluation.outcomes import evaluate
 from xb_lite.intention.ablations import RANDOM_WORDS, of_others, random_words, secret
-from xb_lite.intention.defenses import (
-    Defended,
-    analyse,
-    by_prompt,
-    input_check,
-    last_prompts,
-    two_stage,
-)
+from xb_lite.intention.defenses import Defended, by_prompt, input_check, last_prompts
 from xb_lite.intention.prompts import (
     DEMONSTRATION,
     FIRST,
@@ -39,8 +28,8 @@ from xb_lite.intention.prompts import (
     second_stage,
     self_reminder,
 )
+from xb_lite.intention.stages import analyse, two_stage
 from xb_lite.judges.strings import REFUSAL_JUDGES, XSTEST
-from xb_lite.models.precision import choose_precision
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.server import RemoteBackend
 from xb_lite.replies.types import Decoding, Reply
@@ -377,47 +366,6 @@ def test_it_works_behind_a_server():
     assert [reply.new_tokens for reply in replies] == [10] * 3
     words = (len(str(m["content"]).split()) + 4 for d in (last[:-2], last) for m in d)
     assert replies[2].prompt_tokens == sum(words) + 4
-
-
-def of_the_notebook(*names):
-    """Functions of chapter 7, with what they find around them there."""
-    book = Path(__file__).parents[1] / "notebooks" / "07_intention_analysis.ipynb"
-    cells = json.loads(book.read_text(encoding="utf-8"))["cells"]
-    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    wanted = [text for text in code if any(f"def {name}(" in text for name in names)]
-    tree = ast.Module([], [])
-    for node in ast.parse("\n".join(wanted)).body:
-        if isinstance(node, ast.FunctionDef) and node.name in names:
-            tree.body.append(node)
-    items = [Item("a", "mine", "harmful", "wrapper", QUERY, (f"Please: {QUERY}",))]
-    around = {
-        "WAYS": {"none": lambda b: b, "ia": lambda b: Defended(b, two_stage)},
-        "asked": {"harmful, wrapped": items},
-        "judges": {"words": XSTEST},
-        "as_dialogue": as_dialogue,
-        "decoding": SHORT,
-        "session": SimpleNamespace(precision=choose_precision("cpu", exact=True)),
-    }
-    exec(compile(tree, str(book), "exec"), around)
-    return [around[name] for name in names]
-
-
-def test_the_chapters_code_gives_a_table_behind_a_server(capsys):
-    replies_of, compare = of_the_notebook("replies_of", "compare")
-    server = Server()
-    server.answer = lambda request: completion(
-        request, "Sorry." if len(request["messages"]) == 3 else "The Danube."
-    )
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        compare("server", replies_of(RemoteBackend(server.url, "a-model", "none")))
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-    table = " ".join(capsys.readouterr().out.split())
-    assert table == "server harmful, wrapped words complied: none 1, ia 0 of 1"
 
 
 # On this machine.

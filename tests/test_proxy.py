@@ -31,8 +31,10 @@ from tiny import tiny_model
 from xb_lite import __main__
 from xb_lite.corpora import SHORT_REFUSAL
 from xb_lite.dialogues import as_dialogue
-from xb_lite.intention.defenses import DEFENSES, Defended, two_stage
+from xb_lite.intention.defenses import DEFENSES, Defended
 from xb_lite.intention.prompts import FIRST, STAGE_1, STAGE_2, first_stage, second_stage
+from xb_lite.intention.stages import two_stage
+from xb_lite.intention.variants import by_examples
 from xb_lite.models.precision import Precision, choose_precision
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.server import PROBE, RemoteBackend
@@ -259,7 +261,7 @@ def test_one_who_asks_for_what_the_first_stage_has_gets_the_second(ask):
 
 
 @pytest.mark.parametrize("verdict", ["No.", "Yes."])
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("name", [name for name in DEFENSES if name != "ia-begun"])
 def test_every_defense_says_the_same_whole_in_pieces_and_without_the_proxy(
     clients, talker, name, verdict
 ):
@@ -688,13 +690,26 @@ def test_without_a_key_there_is_none_to_pass_on(clients, talker, caplog, capfd):
 
 
 @pytest.fixture(scope="module")
+def test_a_reply_is_begun_on_the_proxys_machine_alone(clients, talker):
+    with pytest.raises(openai.BadRequestError, match="a model on the proxy's machine") as caught:
+        clients["ia-begun"].chat.completions.create(**ASK)
+    assert caught.value.code == "prefill_not_supported"
+    assert len(talker.requests) == 1  # the first stage
+
+
 def tiny(tokenizer):
     model = tiny_model(tokenizer, hidden_size=64)
     model.config.max_position_embeddings = 1000
     return model, tokenizer, choose_precision("cpu", exact=True)
 
 
-LOCAL = {**DEFENSES, "ia": partial(two_stage, first=Decoding(8))}
+LOCAL = {
+    **DEFENSES,
+    "ia": partial(two_stage, first=Decoding(8)),
+    # The tiny model takes 1,000 tokens.
+    "ia-examples": partial(by_examples, harmless=1),
+    "ia-examples-refused": partial(by_examples, harmless=0, harmful=1),
+}
 LONG = {"ia-long": partial(two_stage, first=Decoding(300))}
 WARM = {"temperature": 0.9, "top_p": 0.95, "seed": 5}
 

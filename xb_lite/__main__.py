@@ -68,9 +68,9 @@ def _recipes() -> dict[str, Iterable[str]]:
 
 
 def _defenses() -> dict[str, Iterable[str]]:
-    from xb_lite.intention.defenses import DEFENSES
+    from xb_lite.intention.defenses import BY_MODEL, DEFENSES
 
-    return {"defenses by prompt": DEFENSES}
+    return {"defenses by prompt": [*DEFENSES, f"{BY_MODEL}MODEL"]}
 
 
 def _plans() -> dict[str, Iterable[str]]:

@@ -9,11 +9,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "defenses": [
             "DEFENSES",
             "Defended",
-            "analyse",
             "by_prompt",
             "defense_named",
             "prompted",
-            "two_stage",
         ],
+        "stages": ["analyse", "two_stage"],
     },
 )

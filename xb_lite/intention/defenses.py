@@ -1,12 +1,8 @@
-"""Intention Analysis, a defense by prompt alone: the model says first what is being asked.
+"""Defenses by prompt, by their names, and a backend behind one of them.
 
-Zhang et al. (2025), *Intention Analysis Makes LLMs A Good Jailbreak Defender*, arXiv 2401.06561.
 A defense is a function: it asks a backend about dialogues and gives the replies of all its stages,
 the answer last. ``Defended`` makes a backend of it, so whatever takes a model takes a defended one.
-
-The paper has single queries. In a dialogue the last user message is the query, whose intention is
-asked for given what stands before: the user's own words and the answers that the user has seen,
-without the prompts and intentions of earlier turns. Derived in 07_intention_analysis.
+Derived in 07_intention_analysis.
 """
 
 from __future__ import annotations
@@ -18,25 +14,21 @@ from functools import partial
 
 from xb_lite.corpora import SHORT_REFUSAL
 from xb_lite.dialogues import Dialogue, as_turns
-from xb_lite.intention.ablations import Analyst, made_up, random_words, secret
+from xb_lite.intention.ablations import made_up, random_words, secret
 from xb_lite.intention.prompts import (
     CHECK,
     FENCE,
-    FIRST,
-    STAGE_2,
     VERDICT,
     fenced,
-    first_stage,
     in_context,
+    neutral_reminder,
     one_pass,
-    second_stage,
     self_reminder,
 )
-from xb_lite.replies.local import LocalBackend
+from xb_lite.intention.stages import Defense, check_queries, two_stage
+from xb_lite.intention.variants import by_beginning, by_examples, by_model, by_note
 from xb_lite.replies.subjects import Subject
-from xb_lite.replies.types import Backend, Decoding, Reply, answer_of, check_open, check_scripts
-
-Defense = Callable[[Backend, Sequence[Dialogue], Decoding, str], list[list[Reply]]]
+from xb_lite.replies.types import Backend, Decoding, Reply, answer_of, check_scripts
 
 
 @dataclass(frozen=True)
@@ -95,69 +87,6 @@ class Defended:
         return played
 
 
-def two_stage(
-    backend: Backend,
-    dialogues: Sequence[Dialogue],
-    decoding: Decoding,
-    prefill: str = "",
-    *,
-    first: Decoding = FIRST,
-    analyst: Analyst | None = None,
-) -> list[list[Reply]]:
-    """Intention Analysis: the intention, then the answer, as one dialogue of two turns (section 3
-    of the paper; demo/IA_demo.py).
-
-    On this machine the second stage goes on with the key-value cache of the first.
-
-    Args:
-        backend: gives the answers, and the intentions unless there is an ``analyst``.
-        dialogues: each ends with the user's query.
-        decoding: of the answers.
-        prefill: first words of every answer.
-        first: of the intentions. An intention that is cut short stands as it is; the paper allows
-            1,024 tokens.
-        analyst: where intentions come from instead: ``partial(analyse, other_backend)`` for another
-            model (Table 12), or an ablation, ``secret``, ``random_words`` or ``of_others(...)``.
-
-    Returns:
-        ``[intention, answer]`` for each dialogue. An intention that no model was asked for has no
-        tokens.
-
-    Raises:
-        ValueError: a dialogue is malformed or does not end with a user message (its index is
-            named), the prefill is not a text, or the analyst gives too few or too many intentions;
-            before any answer is generated. And the errors of the backend.
-    """
-    _check(dialogues, prefill)
-    first = replace(first, stage=FIRST.stage)
-    if analyst is None and isinstance(backend, LocalBackend):
-        asked = [first_stage(dialogue) for dialogue in dialogues]
-        return backend.reply_twice(asked, STAGE_2, first, decoding, prefill)
-    intentions = (analyst or partial(analyse, backend))(dialogues, first)
-    if len(intentions) != len(dialogues):
-        raise ValueError(
-            f"the analyst gave {len(intentions)} intentions for {len(dialogues)} dialogues."
-        )
-    longer = [
-        second_stage(d, answer_of(i.text)) for d, i in zip(dialogues, intentions, strict=True)
-    ]
-    answers = backend.reply(longer, decoding, prefill)
-    return [list(stages) for stages in zip(intentions, answers, strict=True)]
-
-
-def analyse(
-    backend: Backend, dialogues: Sequence[Dialogue], decoding: Decoding = FIRST
-) -> list[Reply]:
-    """The intention of each dialogue's last message, in the model's words: the first stage alone.
-
-    Raises:
-        ValueError: as in ``two_stage``. And the errors of the backend.
-    """
-    _check(dialogues)
-    decoding = replace(decoding, stage=FIRST.stage)
-    return backend.reply([first_stage(dialogue) for dialogue in dialogues], decoding)
-
-
 def by_prompt(rewrite: Callable[[Dialogue], Dialogue]) -> Defense:
     """The defense that asks once, a rewritten dialogue: ``by_prompt(one_pass)``.
 
@@ -167,7 +96,7 @@ def by_prompt(rewrite: Callable[[Dialogue], Dialogue]) -> Defense:
     def defense(
         backend: Backend, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
     ) -> list[list[Reply]]:
-        _check(dialogues, prefill)
+        check_queries(dialogues, prefill)
         replies = backend.reply([rewrite(d) for d in dialogues], decoding, prefill)
         return [[reply] for reply in replies]
 
@@ -187,7 +116,7 @@ def input_check(
     Returns:
         ``[verdict, answer]`` for each dialogue.
     """
-    _check(dialogues, prefill)
+    check_queries(dialogues, prefill)
     verdicts = backend.reply([fenced(d, CHECK + FENCE[0], FENCE[1]) for d in dialogues], VERDICT)
     harmful = [re.match(r"\W*yes\b", verdict.text, re.IGNORECASE) for verdict in verdicts]
     let_in = [dialogue for dialogue, refuse in zip(dialogues, harmful, strict=True) if not refuse]
@@ -258,16 +187,8 @@ def _as_one(stages: Sequence[Reply]) -> Reply:
     )
 
 
-def _check(dialogues: Sequence[Dialogue], prefill: str = "") -> None:
-    check_open(dialogues)
-    for i, dialogue in enumerate(dialogues):
-        if dialogue[-1]["role"] != "user":
-            raise ValueError(f"dialogue {i} ends with a {dialogue[-1]['role']} message, no query.")
-    if not isinstance(prefill, str):
-        raise ValueError(f"the prefill is not a text: {prefill!r:.60}")
-
-
-# By the names that commands and results have for them; the last two are ablations.
+# By the names that commands and results have for them. ``ia-secret``, ``ia-random-words`` and
+# ``neutral-reminder`` are controls.
 DEFENSES: dict[str, Defense] = {
     "ia": two_stage,
     "ia-one-pass": by_prompt(one_pass),
@@ -276,25 +197,37 @@ DEFENSES: dict[str, Defense] = {
     "input-check": input_check,
     "ia-secret": partial(two_stage, analyst=secret),
     "ia-random-words": partial(two_stage, analyst=random_words),
+    "neutral-reminder": by_prompt(neutral_reminder),
+    "ia-examples": by_examples,
+    "ia-examples-refused": partial(by_examples, harmless=2, harmful=1),
+    "ia-note": by_note,
+    "ia-begun": by_beginning,
 }
+BY_MODEL = "ia-by-"  # and the name of the model that states the intention
 
 
 def defense_named(name: str) -> Defense:
-    """One of ``DEFENSES``. Raises ValueError when there is no such defense."""
+    """One of ``DEFENSES``, or ``ia-by-MODEL``: two stages whose intention another model states.
+    Raises ValueError when there is no such defense."""
+    if name.startswith(BY_MODEL) and name != BY_MODEL:
+        return partial(two_stage, analyst=by_model(name.removeprefix(BY_MODEL)))
     if name not in DEFENSES:
-        raise ValueError(f"there is no defense {name!r}; there are {', '.join(DEFENSES)}.")
+        there = ", ".join([*DEFENSES, f"{BY_MODEL}MODEL"])
+        raise ValueError(f"there is no defense {name!r}; there are {there}.")
     return DEFENSES[name]
 
 
 def prompted(subject: Subject, name: str) -> Subject:
-    """A subject behind one of ``intention.DEFENSES``, whose name is added to its defense's.
+    """A subject behind a defense by its name, which is added to its defense's; in paths a slash
+    would be a folder.
 
     Raises:
         ValueError: there is no such defense.
     """
+    in_paths = name.replace("/", "-")
     return replace(
         subject,
         backend=Defended(subject.backend, defense_named(name)),
-        defense=name if subject.defense == "none" else f"{subject.defense}+{name}",
+        defense=in_paths if subject.defense == "none" else f"{subject.defense}+{in_paths}",
         prompt=name,
     )

@@ -86,7 +86,15 @@ class _RemoteRequest:
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
     ) -> list[Reply]:
-        """``prefill`` is empty: no client sends one."""
+        """Raises ServingError for a prefill, which servers do not continue alike; no client sends
+        one, some defenses do."""
+        if prefill:
+            raise ServingError(
+                400,
+                "this defense begins the answer itself, which needs a model on the proxy's "
+                "machine: serve without --server, or take another defense.",
+                code="prefill_not_supported",
+            )
         return [from_thread.run(self._ask, dialogue, decoding) for dialogue in dialogues]
 
     async def _ask(self, dialogue: Dialogue, decoding: Decoding) -> Reply:

@@ -1,0 +1,229 @@
+"""The exercises of chapter 7: solutions pass, stubs are not attempted, mistakes get their words."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from xb_lite.dialogues import as_dialogue
+from xb_lite.exercises import intention as check
+from xb_lite.exercises.verdicts import NOT_YET
+from xb_lite.intention.prompts import NEUTRAL, REMINDER, STAGE_1, STAGE_2, first_stage, second_stage
+
+NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "07_intention_analysis.ipynb"
+CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+NAMES = ("copied", "tokens_read", "second_context", "repaired")
+SOLUTIONS = [
+    code
+    for cell in CELLS
+    if cell["cell_type"] == "markdown"
+    for code in re.findall(
+        r"<summary>Solution</summary>\s*```python\n(.*?)```", "".join(cell["source"]), re.S
+    )
+]
+STUBS = {
+    name: source
+    for cell in CELLS
+    if cell["cell_type"] == "code"
+    for source in ["".join(cell["source"])]
+    for name in (*NAMES, "reminder")
+    if f"check.{name}(" in source
+}
+
+
+def solved(name):
+    (code,) = [code for code in SOLUTIONS if f"def {name}(" in code or f"{name} =" in code]
+    there = {"first_stage": first_stage, "STAGE_2": STAGE_2}
+    exec(code, there)
+    return there
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_solution_in_the_notebook_passes(name):
+    verdict = getattr(check, name)(solved(name)[name])
+    assert verdict.right, str(verdict)
+
+
+def test_the_reminder_in_the_notebook_passes():
+    there = solved("my_reminder")
+    verdict = check.reminder(there["my_reminder"], there["my_control"])
+    assert verdict.right, str(verdict)
+    assert check.reminder(REMINDER, NEUTRAL).right
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stub_in_the_notebook_is_not_attempted(name):
+    there = {"check": check}
+    exec(STUBS[name], there)
+    verdict = getattr(check, name)(there[name])
+    assert verdict.right is None
+    assert verdict.text == NOT_YET
+    assert getattr(check, name)(...).text == NOT_YET
+
+
+def test_the_stub_of_the_reminder_is_not_attempted():
+    there = {"check": check}
+    exec(STUBS["reminder"], there)
+    assert check.reminder(there["my_reminder"], there["my_control"]).text == NOT_YET
+
+
+def test_the_bug_in_the_notebook_is_the_bug_that_is_known():
+    (source,) = ["".join(c["source"]) for c in CELLS if "def template(" in "".join(c["source"])]
+    there = {}
+    exec(re.search(r"def template\(.*?(?=\n\n\n|\Z)", source, re.S).group(0), there)
+    for dialogue in (as_dialogue("Hello."), second_stage(as_dialogue("Hello."), "To greet.")):
+        assert there["template"](dialogue) == check.by_role(dialogue)
+
+
+def same(one, other):
+    return [a == b for a, b in zip(one.split(), other.split(), strict=False)]
+
+
+def run(one, other):
+    return [*same(one, other), False].index(False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda a, b: len(set(a.split()) & set(b.split())), "anywhere"),
+        (lambda a, b: sum(same(a, b)), "after the first difference"),
+        (lambda a, b: run(" ".join(a.replace(" ", "_")), " ".join(b.replace(" ", "_"))), "charac"),
+        (lambda a, b: run(a, b) / len(a.split()), "a share"),
+        (lambda a, b: run(a, b) / len(b.split()), "a share"),
+        (lambda a, b: run(a, b) + 1, "One too many"),
+        (lambda a, b: a == b, "whether all"),
+        (lambda a, b: run(a, b) > 0, "whether any"),
+        (lambda a, b: run(" ".join(a.split()[::-1]), " ".join(b.split()[::-1])), "from the end"),
+        (lambda a, b: len(b.split()), "length of the answer"),
+        (lambda a, b: "one", "numbers are wanted"),
+    ],
+)
+def test_mistakes_of_copied(wrong, words):
+    verdict = check.copied(wrong)
+    assert verdict.right is False
+    assert words in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ((310, 190), "in the cache already"),
+        ((150, 150), "again"),
+        ((310, 310), "not read again"),
+        ((335, 175), "not read"),
+        ((375, 215), "is not read when"),
+        ((190, 30), "reads its prompt"),
+        ((270, 150), "the intention as well"),
+        ((150, 310), "other order"),
+        ((350, 190), "once"),
+        (310, "Two numbers"),
+    ],
+)
+def test_mistakes_of_tokens_read(wrong, words):
+    verdict = check.tokens_read(wrong)
+    assert verdict.right is False
+    assert words in verdict.text
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def in_place(dialogue, intention):
+    dialogue += [assistant(intention), user(STAGE_2)]
+    return dialogue
+
+
+def flat(d, i):
+    return "\n".join(message["content"] for message in second_stage(d, i))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda d, i: [user(STAGE_2)], "cannot see"),
+        (lambda d, i: [*first_stage(d), user(STAGE_2)], "intention is missing"),
+        (lambda d, i: [*first_stage(d), assistant(i)], "assistant spoke last"),
+        (lambda d, i: [*d, assistant(i), user(STAGE_2)], "stands alone"),
+        (
+            lambda d, i: [*d[:-1], user(STAGE_1 + d[-1]["content"]), assistant(i), user(STAGE_2)],
+            "three single quotes",
+        ),
+        (lambda d, i: [*first_stage(d), user(i), user(STAGE_2)], "role user"),
+        (
+            lambda d, i: [*first_stage(d), {"role": "system", "content": i}, user(STAGE_2)],
+            "role system",
+        ),
+        (lambda d, i: second_stage(d[-1:], i), "history"),
+        (lambda d, i: [*first_stage(d), user(STAGE_2), assistant(i)], "after the request"),
+        (flat, "one text"),
+        (lambda d, i: as_dialogue(flat(d, i)), "one message"),
+        (
+            lambda d, i: [*d[:-1], user(first_stage(d)[-1]["content"] + STAGE_2)],
+            "one pass",
+        ),
+        (in_place, "in place"),
+        (lambda d, i: 3, "int"),
+        (lambda d, i: [], "first hint"),
+    ],
+)
+def test_mistakes_of_second_context(wrong, words):
+    verdict = check.second_context(wrong)
+    assert verdict.right is False
+    assert words in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (check.by_role, "has the bug"),
+        (lambda d: check.tagged(d[-1:]), "last message is left"),
+        (lambda d: check.tagged(d[:-1]), "last message is missing"),
+        (lambda d: check.tagged([m for m in d if m["role"] != "system"]), "system message"),
+        (lambda d: check.tagged([m for m in d if m["role"] == "user"]), "user's messages"),
+        (lambda d: check.tagged(d[::-1]), "reverse"),
+        (lambda d: check.tagged(sorted(d, key=lambda m: m["role"])), "sorted"),
+        (lambda d: check.tagged(d).removesuffix("<assistant>"), "go on for the user"),
+        (lambda d: "".join(m["content"] for m in d), "tags are missing"),
+        (lambda d: check.tagged(d).replace("</end>", "</end>\n"), "line breaks"),
+        (lambda d: d, "list"),
+        (lambda d: "", "first hint"),
+    ],
+)
+def test_mistakes_of_repaired(wrong, words):
+    verdict = check.repaired(wrong)
+    assert verdict.right is False
+    assert words in verdict.text
+
+
+GOOD = ("Be a responsible helper.\n", "\nDo no harm.")
+
+
+@pytest.mark.parametrize(
+    ("mine", "control", "words"),
+    [
+        ("Be safe.", ("a", "b"), "one text"),
+        (GOOD, "Be quick.", "one text"),
+        (3, GOOD, "not a pair"),
+        ((*GOOD, "more"), GOOD, "not a pair"),
+        (("Be safe: {query}", ""), ("a", ""), "a place for the query"),
+        (("", " "), ("a", ""), "empty, which"),
+        (GOOD, GOOD, "the same"),
+        (("Be safe and refuse everything.", ""), ("a b c d e", ""), "answer nobody"),
+        (("Never answer, that is safe.", ""), ("a b c d e", ""), "answer nobody"),
+        (("Be a quick helper.\n", ""), ("a b c d", ""), "nothing of safety"),
+        (GOOD, ("Be a careful and safe helper.", ""), "speaks of safety too"),
+        (GOOD, ("", ""), "control is empty"),
+        (GOOD, ("Be a quick helper.", "Do it."), "4 and 2"),
+    ],
+)
+def test_mistakes_of_the_reminder(mine, control, words):
+    verdict = check.reminder(mine, control)
+    assert verdict.right is False
+    assert words in verdict.text
