@@ -689,7 +689,6 @@ def test_without_a_key_there_is_none_to_pass_on(clients, talker, caplog, capfd):
 # On this machine.
 
 
-@pytest.fixture(scope="module")
 def test_a_reply_is_begun_on_the_proxys_machine_alone(clients, talker):
     with pytest.raises(openai.BadRequestError, match="a model on the proxy's machine") as caught:
         clients["ia-begun"].chat.completions.create(**ASK)
@@ -697,6 +696,7 @@ def test_a_reply_is_begun_on_the_proxys_machine_alone(clients, talker):
     assert len(talker.requests) == 1  # the first stage
 
 
+@pytest.fixture(scope="module")
 def tiny(tokenizer):
     model = tiny_model(tokenizer, hidden_size=64)
     model.config.max_position_embeddings = 1000
