@@ -319,13 +319,12 @@ def _evaluate(args: argparse.Namespace) -> None:
         subject = local_subject(name, precision, args.adapter)
     if args.defense:
         subject = prompted(subject, args.defense)
-    folder = Path(args.results) / (tier() if not args.server else "server")
     path = evaluate_subject(
         subject,
         items,
         precision,
         decoding,
-        folder,
+        Path(args.results) / ("server" if args.server else tier()),
         split=args.split,
         tasks=args.tasks,
         task_limit=args.limit,
@@ -369,9 +368,8 @@ def _reproduce(args: argparse.Namespace) -> None:
     else:
         files = dict(entry.split("=", 1) for entry in args.sets)
         tasks = reproduce(args.results, files=files, manifest=manifest, **meant)
-    for task in tasks:
-        if task.state != "done":
-            print(f"{task.state:<8}{task.path}" + (f" ({task.why})" if task.why else ""))
+    for task in (task for task in tasks if task.state != "done"):
+        print(f"{task.state:<8}{task.path}" + (f" ({task.why})" if task.why else ""))
     print(progress(tasks))
 
 
