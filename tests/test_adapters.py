@@ -145,6 +145,7 @@ def test_the_card_says_what_it_is(trained):
     assert head.splitlines() == [
         "base_model: HuggingFaceTB/SmolLM2-135M-Instruct",
         "library_name: peft",
+        "language: en",
     ]
     found = read_run(folder)
     run = {name: value for name, value in found["run"].items() if name != "recipe"}

@@ -521,6 +521,4 @@ def test_prose_and_code_are_counted_as_a_reader_sees_them():
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_a_chapter_is_within_its_budget(path):
-    if path.stem[:2] in budgets.TO_COME:
-        pytest.skip("not rewritten yet")
     assert budgets.over(path, budgets.counts(notebook_files.read(path))) == []

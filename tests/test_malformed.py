@@ -227,8 +227,8 @@ def test_tensors_of_adapters(adapter, tmp_path, data):
             shape, dtype = data.draw(SHAPES), data.draw(st.sampled_from(DTYPES))
             weights[name] = torch.zeros(shape, dtype=dtype)
         elif how == "value":
-            weights[name] = value
-            weights[name][0, 0] = data.draw(VALUES)
+            weights[name] = value = whole[name].clone()  # not one that was changed before
+            value[0, 0] = data.draw(VALUES)
     save_file(weights, path, metadata={"format": "pt"})
     try:
         found = read_adapter(folder)

@@ -105,7 +105,7 @@ def parse(data: bytes, source: str, layouts: Sequence[Layout]) -> tuple[Layout, 
         known = ", ".join(dict.fromkeys(known.dialogue for known in layouts))
         raise BenchmarkError(
             f"{source} has none of the fields that hold a dialogue ({known}); its fields are: "
-            f"{', '.join(sorted(fields))[:200] or 'none'}."
+            f"{', '.join(' '.join(field.split()) for field in sorted(fields))[:200] or 'none'}."
         )
     return layout, rows
 

@@ -48,7 +48,7 @@ def check_config(name: str, fields: dict[str, object]) -> None:
     if not isinstance(fields, dict):
         raise TypeError("its config.json is no object")
     for field, value in fields.items():
-        if isinstance(value, dict):  # of a part, as text_config
+        if isinstance(value, dict) and field not in LIMITS:  # of a part, as text_config
             check_config(name, value)
             continue
         most = LIMITS.get(field)
