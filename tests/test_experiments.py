@@ -647,7 +647,8 @@ def test_a_changed_recipe_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys)
         return Trained(folder, [{"loss": 1.0}])
 
     folders = []
-    monkeypatch.setattr("xb_lite.training.defense.train_defense", trained)
+    monkeypatch.setattr("xb_lite.training.command.train_defense", trained)
+    monkeypatch.setattr("xb_lite.training.command.before_fetching", lambda _: "")
     command = ["train", "circuit-breakers-smollm2-135m"]
     for changes in (
         [],
