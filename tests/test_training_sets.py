@@ -270,15 +270,13 @@ def test_written_answers_stand_in_place_of_what_the_model_says():
     found = sets(backend, items=items, answers=answers)
     plain = dialogues("benign", range(1, N), [f"Of {i.id}." for i in items["benign"][1:]])
     assert found["benign"][1:] == plain
-    begun = [f"{PREFILL} it is: Of {item.id}." for item in items["benign"][1:]]
-    assert found["benign_prefilled"][1:] == dialogues("benign", range(1, N), begun)
     assert found["compliant"][1:] == dialogues(
         "boundary-safe", range(1, N), [f"Of {i.id}." for i in items["boundary-safe"][1:]]
     )
-    first = PROMPTS["benign"][0], PROMPTS["boundary-safe"][0]
-    # The first of each kind has none; with it begins one chat of each length.
-    assert {words[1] for words in backend.asked} == set(first)
-    assert {script[0] for script in backend.played} == {first[0]}
+    plainly = {words[1] for words in backend.asked if len(words) == 2 and words[0] != PREFILL}
+    assert plainly == {PROMPTS["benign"][0], PROMPTS["boundary-safe"][0]}
+    # After the prefill the model goes on by itself, as it does after harmful requests.
+    assert found["benign_prefilled"] == sets(items=items)["benign_prefilled"]
     written = {e.source for e in found.examples if e.dialogue in plain}
     assert written == {"written"} and found.examples[0].source == "model"
 

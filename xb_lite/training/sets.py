@@ -137,8 +137,8 @@ def reference_sets(
         items: your own, by kind (``KINDS``), in place of the book's; a kind that is not there has
             none. All are direct, of one turn, but those of ``"multi-turn"``.
         answers: written answers to harmless items, by id, as ``load_corpus`` has them; they stand
-            in place of what the model says, which may refuse. In the official code, too, answers
-            to boundary-safe and benign prompts come with the data.
+            in place of what the model says, which may refuse, except after a prefill. In the
+            official code, too, answers to boundary-safe and benign prompts come with the data.
         edition: of the book's own prompts, as in ``load_corpus``; the second comes with answers.
 
     Raises:
@@ -165,7 +165,9 @@ def reference_sets(
         for item in (*boundary, *benign)
         if item.id in (answers or {})
     }
-    said = {item.id: _written(item, written) for item in asked if written.keys() >= {*item.turns}}
+    # Not after a prefill: one text that goes on from it would tell the harmless ones apart.
+    covered = {i.id for i in asked if written.keys() >= {*i.turns} and not i.prefill}
+    said = {i.id: [written[turn] for turn in i.turns] for i in asked if i.id in covered}
     left = [item for item in asked if item.id not in said]
     replies = ask(backend, left, decoding, subject=subject)
     said |= {item.id: list(map(_said, turns)) for item, turns in zip(left, replies, strict=True)}
@@ -189,7 +191,7 @@ def reference_sets(
         Example(
             as_turns(item.turns, said[item.id]),
             *GROUPS[name],
-            "written" if written.keys() >= {*item.turns} else "model",
+            "written" if item.id in covered else "model",
         )
         for name, some in answered.items()
         for item in some
@@ -205,12 +207,6 @@ def reference_sets(
             Example(as_turns(item.turns, [REFUSAL]), *group, "written") for item in answered[name]
         ]
     return Sets(examples)
-
-
-def _written(item: Item, answers: Mapping[str, str]) -> list[str]:
-    """The written answer to each of an item's turns, the last after its prefill."""
-    *earlier, last = (answers[turn] for turn in item.turns)
-    return [*earlier, f"{item.prefill} it is: {last}" if item.prefill else last]
 
 
 def _check(items: Mapping[str, Sequence[Item]]) -> None:
