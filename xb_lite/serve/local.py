@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from xb_lite.dialogues import Dialogue, as_dialogue, render
+from xb_lite.intention.prompts import FIRST
 from xb_lite.models.precision import Precision
 from xb_lite.replies.local import LocalBackend, context_of
 from xb_lite.replies.types import Backend, Decoding, Reply
@@ -53,17 +54,27 @@ class LocalModel:
                 "messages",
                 "context_length_exceeded",
             )
-        return _LocalRequest(self.model, self.tokenizer, tell=tell, precision=self.precision)
+        return _LocalRequest(
+            self.model,
+            self.tokenizer,
+            tell=tell,
+            answer_tokens=asked.decoding.max_new_tokens,
+            precision=self.precision,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _LocalRequest(LocalBackend):
     tell: Tell | None
+    answer_tokens: int  # that were asked for, whatever stages come before
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
     ) -> list[Reply]:
-        self._check_length(dialogues, decoding.max_new_tokens)
+        new = decoding.max_new_tokens
+        if decoding.stage == FIRST.stage:  # an intention is read again, with an answer after it
+            new += self.answer_tokens
+        self._check_length(dialogues, new)
         silent = 0 if decoding.stage == "answer" else 1
         return self._telling(silent).reply(dialogues, decoding, prefill)
 
