@@ -147,18 +147,12 @@ def sets_of(tokenizer, tokens: int, count: int):
 
     over_refused = dialogues()
     prompts = [row[0]["content"] for row in over_refused]
-    return Sets(
+    return Sets().having(
         harmful=dialogues(),
         refused=dialogues(),
         compliant=dialogues(prompts),
         over_refused=over_refused,
         benign=dialogues(),
-        harmful_dialogues=[],
-        benign_dialogues=[],
-        compliant_prefilled=[],
-        over_refused_prefilled=[],
-        benign_prefilled=[],
-        benign_dialogues_prefilled=[],
     )
 
 

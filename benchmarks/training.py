@@ -313,12 +313,6 @@ def long_sets(tokenizer) -> Sets:
         compliant=[dialogue(600, row[0]["content"]) for row in over_refused],
         over_refused=over_refused,
         benign=[dialogue(600) for _ in range(8)],
-        harmful_dialogues=[],
-        benign_dialogues=[],
-        compliant_prefilled=[],
-        over_refused_prefilled=[],
-        benign_prefilled=[],
-        benign_dialogues_prefilled=[],
     )
 
 

@@ -1,35 +1,19 @@
 """The exercises of chapter 7: solutions pass, stubs are not attempted, mistakes get their words."""
 
-import json
 import re
-from pathlib import Path
 
 import pytest
+from exercise_pages import cells_of, solutions_of, stubs_of
 
 from xb_lite.dialogues import as_dialogue
 from xb_lite.exercises import intention as check
 from xb_lite.exercises.verdicts import NOT_YET
 from xb_lite.intention.prompts import NEUTRAL, REMINDER, STAGE_1, STAGE_2, first_stage, second_stage
 
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "07_intention_analysis.ipynb"
-CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+CELLS = cells_of("07_intention_analysis")
 NAMES = ("copied", "tokens_read", "second_context", "repaired")
-SOLUTIONS = [
-    code
-    for cell in CELLS
-    if cell["cell_type"] == "markdown"
-    for code in re.findall(
-        r"<summary>Solution</summary>\s*```python\n(.*?)```", "".join(cell["source"]), re.S
-    )
-]
-STUBS = {
-    name: source
-    for cell in CELLS
-    if cell["cell_type"] == "code"
-    for source in ["".join(cell["source"])]
-    for name in (*NAMES, "reminder")
-    if f"check.{name}(" in source
-}
+SOLUTIONS = solutions_of(CELLS)
+STUBS = stubs_of(CELLS, (*NAMES, "reminder"))
 
 
 def solved(name):

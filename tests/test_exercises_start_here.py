@@ -1,34 +1,16 @@
 """The exercises of chapter 0: solutions pass, stubs are not attempted, mistakes get their words."""
 
-import json
-import re
-from pathlib import Path
-
 import pytest
 import torch
+from exercise_pages import cells_of, solutions_of, stubs_of
 
 from xb_lite.exercises import start_here as check
 from xb_lite.exercises.verdicts import NOT_YET
 
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "00_start_here.ipynb"
-CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+CELLS = cells_of("00_start_here")
 NAMES = ("refusal_depth", "two_rates", "walk", "leaks")
-SOLUTIONS = [
-    code
-    for cell in CELLS
-    if cell["cell_type"] == "markdown"
-    for code in re.findall(
-        r"<summary>Solution</summary>\s*```python\n(.*?)```", "".join(cell["source"]), re.S
-    )
-]
-STUBS = {
-    name: source
-    for cell in CELLS
-    if cell["cell_type"] == "code"
-    for source in ["".join(cell["source"])]
-    for name in NAMES
-    if f"check.{name}(" in source
-}
+SOLUTIONS = solutions_of(CELLS)
+STUBS = stubs_of(CELLS, NAMES)
 
 
 def user(text):
