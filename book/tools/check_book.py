@@ -120,6 +120,26 @@ def find_browser():
     return None
 
 
+def browser_or_word():
+    """A browser's program file, or None after saying how to have one."""
+    browser = find_browser()
+    if browser is None:
+        print(
+            "No Chromium or Chrome was found: install one (apt-get install chromium; "
+            "brew install --cask chromium), or set CHROMIUM to its program file.",
+            file=sys.stderr,
+        )
+    return browser
+
+
+def is_rendered(html):
+    """Whether there is a book in the folder; says what to do where there is none."""
+    if (html / "index.html").exists():
+        return True
+    print("There is no rendered book yet: run `make html` first.", file=sys.stderr)
+    return False
+
+
 def every_page(html):
     """The HTML files that are pages; the theme keeps templates under _static."""
     return [p for p in sorted(html.rglob("*.html")) if "_static" not in p.relative_to(html).parts]
@@ -257,16 +277,7 @@ def main(arguments=None):
     options.add_argument("--html", type=Path, default=ROOT / "_build" / "html")
     chosen = options.parse_args(arguments)
     html = chosen.html.resolve()
-    if not (html / "index.html").exists():
-        print("There is no rendered book yet: run `make html` first.", file=sys.stderr)
-        return 1
-    browser = find_browser()
-    if browser is None:
-        print(
-            "No Chromium or Chrome was found: install one (apt-get install chromium; "
-            "brew install --cask chromium), or set CHROMIUM to its program file.",
-            file=sys.stderr,
-        )
+    if not is_rendered(html) or (browser := browser_or_word()) is None:
         return 1
     if chosen.shots:
         chosen.shots.mkdir(parents=True, exist_ok=True)

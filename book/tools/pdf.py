@@ -19,7 +19,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 import yaml
 from bs4 import BeautifulSoup
-from check_book import FLAGS, MATH_READY, find_browser, serve
+from check_book import FLAGS, MATH_READY, browser_or_word, is_rendered, serve
 from notebook_files import ROOT
 from site_files import base, config, git
 
@@ -146,12 +146,7 @@ def main(arguments=None):
     options.add_argument("--into", type=Path, default=ROOT / "_build" / "exact-boundaries.pdf")
     chosen = options.parse_args(arguments)
     html = chosen.html.resolve()
-    if not (html / "index.html").exists():
-        print("There is no rendered book yet: run `make html` first.", file=sys.stderr)
-        return 1
-    browser = find_browser()
-    if browser is None:
-        print("No Chromium or Chrome was found: install one, or set CHROMIUM.", file=sys.stderr)
+    if not is_rendered(html) or (browser := browser_or_word()) is None:
         return 1
     print("pdf: printing the book", flush=True)
     printed(document(html), html, browser, chosen.into)

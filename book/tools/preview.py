@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 
-from check_book import FLAGS, find_browser
+from check_book import FLAGS, browser_or_word
 from notebook_files import ROOT, write_whole
 from site_files import config
 
@@ -57,9 +57,7 @@ def draw(browser_path, into):
 
 
 def main():
-    browser = find_browser()
-    if browser is None:
-        print("No Chromium or Chrome was found: install one, or set CHROMIUM.", file=sys.stderr)
+    if (browser := browser_or_word()) is None:
         return 1
     draw(browser, ROOT / "book" / "static" / "preview.png")
     return 0
