@@ -166,11 +166,15 @@ def reference_sets(
         if item.id in (answers or {})
     }
     # Not after a prefill: one text that goes on from it would tell the harmless ones apart.
-    covered = {i.id for i in asked if written.keys() >= {*i.turns} and not i.prefill}
-    said = {i.id: [written[turn] for turn in i.turns] for i in asked if i.id in covered}
-    left = [item for item in asked if item.id not in said]
+    by_hand = {
+        item.id: [written[turn] for turn in item.turns]
+        for item in asked
+        if not item.prefill and written.keys() >= {*item.turns}
+    }
+    left = [item for item in asked if item.id not in by_hand]
     replies = ask(backend, left, decoding, subject=subject)
-    said |= {item.id: list(map(_said, turns)) for item, turns in zip(left, replies, strict=True)}
+    said = {item.id: list(map(_said, turns)) for item, turns in zip(left, replies, strict=True)}
+    said |= by_hand
 
     def refused(judge: RefusalStrings, item: Item) -> bool:
         return judge.refuses(said[item.id][-1])
@@ -191,7 +195,7 @@ def reference_sets(
         Example(
             as_turns(item.turns, said[item.id]),
             *GROUPS[name],
-            "written" if item.id in covered else "model",
+            "written" if item.id in by_hand else "model",
         )
         for name, some in answered.items()
         for item in some
