@@ -21,14 +21,14 @@ from transformers import PreTrainedTokenizerBase
 
 from xb_lite.corpora import KINDS, load_corpus, load_refusals
 from xb_lite.data.items import PREFILL, attacked, load_items
-from xb_lite.dialogues import Dialogue, Encoding, as_dialogue, as_turns, encode
+from xb_lite.dialogues import Encoding, as_dialogue, as_turns, encode
 from xb_lite.judges.strings import X_BOUNDARY
 from xb_lite.losses.batch import Pair, Row
 from xb_lite.models.likelihood import token_logits
 from xb_lite.recipes import Alignment
 from xb_lite.replies.cache import ask
 from xb_lite.replies.types import Backend, Decoding
-from xb_lite.training.draw import draw_pairs
+from xb_lite.training.draw import again_and_again, draw_pairs
 from xb_lite.training.sets import REFUSAL, Sets
 from xb_lite.training.trainers import PairTrainer
 
@@ -86,11 +86,11 @@ def draw(
     requests = [dialogue[:-1] for dialogue in sets["refused"]]
     rounds = -(-recipe.steps * recipe.pairs // max(1, len(requests)))
     refused = [
-        _with_response(request, refusals[(place + again) % len(refusals)])
+        [*request, {"role": "assistant", "content": refusals[(place + again) % len(refusals)]}]
         for again in range(rounds)
         for place, request in enumerate(requests)
     ]
-    kept = iter(_shallow_rows(recipe, sets, tokenizer, dice))
+    kept = again_and_again(_shallow_rows(recipe, sets, tokenizer), dice)
     pairs = []
     drawn = draw_pairs(recipe, sets.having("written", harmful=refused), tokenizer, seed)
     for number, pair in enumerate(drawn):
@@ -104,7 +104,7 @@ def draw(
     return pairs
 
 
-def _shallow_rows(recipe, sets: Sets, tokenizer, dice: random.Random):
+def _shallow_rows(recipe: Alignment, sets: Sets, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """Harmful requests with what was said after the prefill, whose tokens count as put there."""
     begins = len(tokenizer(PREFILL, add_special_tokens=False)["input_ids"])
     rows = []
@@ -115,12 +115,7 @@ def _shallow_rows(recipe, sets: Sets, tokenizer, dice: random.Random):
         encoding = replace(encoding, prompt=encoding.prompt | put, response=response & ~put)
         if encoding.response.any():
             rows.append(_begun(Row(number, encoding, dialogue), recipe.answer_tokens, 0))
-    while rows:
-        yield from dice.sample(rows, len(rows))
-
-
-def _with_response(request: Dialogue, text: str) -> Dialogue:
-    return [*request, {"role": "assistant", "content": text}]
+    return rows
 
 
 def _begun(row: Row, tokens: int, edition: int) -> Row:

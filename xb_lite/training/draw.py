@@ -74,7 +74,7 @@ def draw_pairs(
     def in_step(*names: str) -> Iterator[tuple[Row, ...]]:
         """A row of each set at once, by the recipe's share of their prefilled ones."""
         plain, prefilled = (
-            _again_and_again(
+            again_and_again(
                 list(zip(*(rows(sets[name + which]) for name in names), strict=True)),
                 dice,
             )
@@ -82,8 +82,8 @@ def draw_pairs(
         )
         return (next(prefilled if _due(n, prefilled_share) else plain) for n in count())
 
-    harmful, refused = (_again_and_again(rows(sets[name]), dice) for name in ("harmful", "refused"))
-    attacks = _again_and_again(list(map(_last_exchange, rows(sets["harmful_dialogues"]))), dice)
+    harmful, refused = (again_and_again(rows(sets[name]), dice) for name in ("harmful", "refused"))
+    attacks = again_and_again(list(map(_last_exchange, rows(sets["harmful_dialogues"]))), dice)
     benign, chats = in_step("benign"), in_step("benign_dialogues")
     boundary = in_step("over_refused", "compliant")
     pairs = []
@@ -121,7 +121,8 @@ def _due(number: int, share: Fraction) -> bool:
     return int((number + 1) * share) > int(number * share)
 
 
-def _again_and_again(rows: list, dice: random.Random) -> Iterator:
+def again_and_again(rows: list, dice: random.Random) -> Iterator:
+    """All rows in a new random order, without end; nothing of no rows."""
     while rows:
         yield from dice.sample(rows, len(rows))
 
