@@ -63,9 +63,14 @@ def measured(tmp_path, monkeypatch):
 def test_it_is_read_off_the_results_of_the_same_seed(measured):
     folder = measured({0: 0.6, 0.5: 0.4, 0.75: 0.3, None: 0.15, 1.25: 0.1, 1.5: 0.1})
     rates = success_by_strength(OF, SETTING, 0, folder)
-    assert rates == {0: 0.6, 0.5: 0.4, 0.75: 0.3, 1.0: 0.15, 1.25: 0.1, 1.5: 0.1}
+    assert rates == {0: 0.6, 0.5: 0.4, 0.75: 0.3, 1.0: 0.15}
     found = at_matched_strength(OF, SETTING, 0, folder)
     assert found == replace(SETTING, match=None, strength=0.92)
+
+
+def test_strengths_above_the_first_crossing_are_not_needed(measured):
+    folder = measured({0: 0.6, 0.5: 0.1})
+    assert at_matched_strength(OF, SETTING, 0, folder).strength == 0.4
 
 
 def test_one_that_does_not_get_there_is_at_its_strongest_and_it_says_so(measured):

@@ -41,29 +41,27 @@ def crossing(rates: Mapping[float, float], level: float) -> float | None:
 def success_by_strength(
     plan: Plan, setting: Setting, seed: int, folder: str | os.PathLike[str]
 ) -> dict[float, float]:
-    """Prefilled success by the service judge at each strength, that of the undefended model at 0.
+    """Prefilled success by the service judge at each strength, that of the undefended model at 0,
+    up to the first at which it falls to the setting's ``match``: none above is needed.
 
     Raises:
         ManifestError: one of the results is not there yet.
     """
     plain = replace(setting, plan=plan.name, match=None, strength=None)
-    undefended = Setting(plan=plan.name, model=setting.model)
-    paths = {0.0: path_of(plan, undefended)}
-    for strength in STRENGTHS:
-        scaled = None if strength == 1 else strength
-        paths[strength] = path_of(plan, replace(plain, strength=scaled), seed)
-    if missing := [path for path in paths.values() if not (Path(folder) / path).is_file()]:
-        raise ManifestError(f"{missing[0]} is needed first: reproduce --only {plan.name}.")
-    return {
-        strength: find(
-            read_result(Path(folder) / path),
-            "asr",
-            set="harmful",
-            attack="prefill",
-            judge="service",
-        ).value
-        for strength, path in paths.items()
-    }
+    rates: dict[float, float] = {}
+    for strength in (0.0, *STRENGTHS):
+        if strength:
+            at = replace(plain, strength=None if strength == 1 else strength)
+            path = path_of(plan, at, seed)
+        else:
+            path = path_of(plan, Setting(plan=plan.name, model=setting.model))
+        if not (Path(folder) / path).is_file():
+            raise ManifestError(f"{path} is needed first: reproduce --only {plan.name}.")
+        asked = {"set": "harmful", "attack": "prefill", "judge": "service"}
+        rates[strength] = find(read_result(Path(folder) / path), "asr", **asked).value
+        if rates[strength] <= setting.match:
+            break
+    return rates
 
 
 def at_matched_strength(
