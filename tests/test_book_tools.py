@@ -333,6 +333,7 @@ def test_progress_ends_the_whole_group(tmp_path):
         ("judge_errors", "| service | "),
         ("judge_groups", "| 32 tokens | "),
         ("screen", "| OR-Bench, refused | "),
+        ("learning_curve", "| own twins | 0.78 [0.75, 0.81] | "),
     ],
 )
 def test_tables_of_results_are_read_from_them(name, begins):

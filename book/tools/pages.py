@@ -241,6 +241,20 @@ def screen(root, notebooks):
     return table(("by the service judge", *(said for said, _ in columns)), body)
 
 
+def learning_curve(root, notebooks):
+    """The AUC of the probe by the number of pairs, on its own prompts and on public ones."""
+    path = root / "results" / "cpu" / "learning-curve" / "smollm2-135m.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    found = {}  # by set, then by number of pairs
+    for row in rows:
+        if pairs := re.fullmatch(r"AUC, (\d+) pairs", row["metric"]):
+            ends = "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**row)
+            found.setdefault(row["set"], {})[int(pairs[1])] = ends
+    numbers = sorted(next(iter(found.values())))
+    body = [(name, *(by[pairs] for pairs in numbers)) for name, by in found.items()]
+    return table(("AUC", *(f"{pairs} pairs" for pairs in numbers)), body)
+
+
 def api(root, notebooks):
     """The public names of each room, by the table of CONTRIBUTING.md, for autodoc."""
     text = (Path(root) / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -257,6 +271,7 @@ def api(root, notebooks):
 
 GENERATED = {
     "screen": screen,
+    "learning_curve": learning_curve,
     "judge_errors": judge_errors,
     "judge_groups": judge_groups,
     "api": api,
