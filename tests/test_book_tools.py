@@ -333,13 +333,18 @@ def test_progress_ends_the_whole_group(tmp_path):
         ("judge_errors", "| service | "),
         ("judge_groups", "| 32 tokens | "),
         ("screen", "| OR-Bench, refused | "),
-        ("learning_curve", "| own twins | 0.78 [0.75, 0.81] | "),
     ],
 )
 def test_tables_of_results_are_read_from_them(name, begins):
     text = pages.fill(f"<!-- generated: {name} -->\n", ROOT, [])
     row = next(line for line in text.splitlines() if line.startswith(begins))
     assert re.search(r"\d+ % \[\d+, \d+\], \d+ of \d+", row)
+
+
+def test_the_learning_curve_has_a_row_a_set_and_an_interval_a_cell():
+    text = pages.fill("<!-- generated: learning_curve -->\n", ROOT, [])
+    (row,) = [line for line in text.splitlines() if line.startswith("| own twins | ")]
+    assert re.fullmatch(r"\| own twins \|( 0\.\d\d \[0\.\d\d, 0\.\d\d\] \|){5}", row)
 
 
 def test_generated_tables_come_from_the_records(tmp_path):
