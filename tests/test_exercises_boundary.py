@@ -1,22 +1,16 @@
 """The exercises of chapter 2: solutions pass, stubs are not attempted, mistakes are recognised."""
 
-import json
-import re
-from pathlib import Path
-
 import pytest
 import torch
+from exercise_pages import cells_of, defining, solutions_of, sources_of
 
 from xb_lite.exercises import boundary as check
 from xb_lite.exercises.verdicts import NOT_YET
 
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "02_boundary.ipynb"
+CELLS = cells_of("02_boundary")
 NAMES = ("harm_direction", "rates_at", "equal_length", "area_under_curve", "folds", "ablated")
-CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-
-
-def text_of(cell):
-    return "".join(cell["source"])
+SOLUTIONS = solutions_of(CELLS)
+STUBS = sources_of(CELLS, ("code",)).values()
 
 
 def norm(x):
@@ -122,29 +116,16 @@ def right_area(scores, harmful):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_solution_on_the_page_is_right(name):
-    found = [
-        block
-        for cell in CELLS
-        if cell["cell_type"] == "markdown"
-        for block in re.findall(r"```python\n(.*?)```", text_of(cell), re.S)
-        if f"def {name}(" in block
-    ]
-    assert len(found) == 1, f"{name} has {len(found)} solutions"
     scope = {"torch": torch}
-    exec(found[0], scope)
+    exec(defining(SOLUTIONS, name), scope)
     verdict = getattr(check, name)(scope[name])
     assert verdict.right is True, verdict
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stub_on_the_page_is_not_attempted(name):
-    [stub] = [
-        text_of(cell)
-        for cell in CELLS
-        if cell["cell_type"] == "code" and f"def {name}(" in text_of(cell)
-    ]
     scope = {"check": check}
-    exec(stub.rsplit("check.", 1)[0], scope)
+    exec(defining(STUBS, name), scope)
     for answer in (scope[name], ...):
         assert getattr(check, name)(answer).right is None
         assert NOT_YET in str(getattr(check, name)(answer))
@@ -163,7 +144,7 @@ def test_a_known_mistake_gets_its_words(name, wrong, words):
 def test_every_exercise_knows_five_mistakes_and_is_on_the_page_with_two_hints():
     assert set(MISTAKES) == set(NAMES)
     assert min(map(len, MISTAKES.values())) >= 5
-    page = "\n".join(text_of(cell) for cell in CELLS)
+    page = "\n".join(sources_of(CELLS).values())
     assert page.count("<summary>Hint 1</summary>") == len(NAMES)
     assert page.count("<summary>Hint 2</summary>") == len(NAMES)
     assert page.count("<summary>Solution</summary>") == len(NAMES)

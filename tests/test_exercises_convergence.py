@@ -1,19 +1,15 @@
 """Chapter 6: its exercises. Every solution passes, and known wrong answers get their words."""
 
-import json
-import re
 from math import ceil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from exercise_pages import call_in, cells_of, solutions_in, sources_of
 
 from xb_lite.convergence import wasserstein1
 from xb_lite.exercises import convergence as check
 
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "06_convergence.ipynb"
-CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-SOURCES = {cell["id"]: "".join(cell["source"]) for cell in CELLS}
+SOURCES = sources_of(cells_of("06_convergence"))
 EXERCISES = ("06-try-matching", "06-try-six", "06-try-scaled", "06-ex1", "06-ex2", "06-ex3")
 
 
@@ -23,23 +19,18 @@ def page():
     return {"np": np, "wasserstein1": wasserstein1, "check": check}
 
 
-def call(stub):
-    """The stub's own call of the check."""
-    return next(line for line in SOURCES[stub].splitlines() if line.startswith("check."))
-
-
 @pytest.mark.parametrize("stub", EXERCISES)
 def test_an_untouched_stub_is_not_attempted(page, stub):
-    exec(SOURCES[stub].replace(call(stub), ""), page)
-    assert str(eval(call(stub), page)) == "Not attempted yet."
+    exec(SOURCES[stub].replace(call_in(SOURCES[stub]), ""), page)
+    assert str(eval(call_in(SOURCES[stub]), page)) == "Not attempted yet."
 
 
 @pytest.mark.parametrize("stub", EXERCISES)
 def test_the_solution_on_the_page_is_right(page, stub):
     hints = SOURCES[f"{stub}-hints"]
-    (solution,) = re.findall(r"```python\n(.*?)```", hints, re.S)
+    (solution,) = solutions_in(hints)
     exec(solution, page)
-    verdict = eval(call(stub), page)
+    verdict = eval(call_in(SOURCES[stub]), page)
     assert verdict.right, verdict
     assert hints.count("<summary>Hint") == 2
 

@@ -2,19 +2,18 @@
 
 import re
 
-import nbformat
 import numpy as np
 import pytest
+from exercise_pages import cells_of, solutions_of, sources_of
 from scipy.stats import fisher_exact
 
 from xb_lite.exercises import evaluation as check
 from xb_lite.exercises.verdicts import NOT_YET
-from xb_lite.files import own_file
 from xb_lite.judges.cards import cards
 from xb_lite.judges.strings import X_BOUNDARY
 
 CORPUS = [row.label for row in check.ten_replies()]
-NOTEBOOK = nbformat.read(own_file("notebooks/03_evaluation.ipynb"), as_version=4)
+CELLS = cells_of("03_evaluation")
 NAMES = {
     "ten_labels",
     "errors",
@@ -24,12 +23,6 @@ NAMES = {
     "shared_words",
     "how_many",
 }
-
-
-def solutions():
-    text = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
-    folded = re.findall(r"<summary>Solution</summary>(.*?)</details>", text, re.S)
-    return [re.search(r"```python\n(.*?)```", part, re.S).group(1) for part in folded]
 
 
 def stub(*_):
@@ -50,9 +43,9 @@ def labels(**changed):
 
 
 def test_every_solution_on_the_page_is_right():
-    assert len(solutions()) == len(NAMES)
-    right = set()
-    for source in solutions():
+    solutions, right = solutions_of(CELLS), set()
+    assert len(solutions) == len(NAMES)
+    for source in solutions:
         from xb_lite.results import difference
 
         space = {"np": np, "check": check, "difference": difference}
@@ -88,7 +81,7 @@ def test_a_stub_is_not_attempted(name):
 
 
 def test_stubs_stand_on_the_page_as_they_are_tested():
-    code = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "code")
+    code = "\n".join(sources_of(CELLS, ("code",)).values())
     assert set(re.findall(r"check\.(\w+)\(", code)) >= NAMES
 
 

@@ -1,16 +1,13 @@
 """Chapter 1's exercises: solutions pass, stubs are silent, known mistakes get their own words."""
 
-import json
-import re
-from pathlib import Path
-
 import pytest
 import torch
+from exercise_pages import cells_of, defining, solutions_of, sources_of
 
 from xb_lite.exercises import hidden_states as check
 from xb_lite.exercises.verdicts import NOT_YET
 
-PAGE = Path(__file__).resolve().parents[1] / "notebooks" / "01_hidden_states.ipynb"
+CELLS = cells_of("01_hidden_states")
 NAMES = (
     "last_prompt_token",
     "layer_output",
@@ -21,29 +18,11 @@ NAMES = (
 )
 
 
-def cells(kind):
-    notebook = json.loads(PAGE.read_text())
-    return [
-        source if isinstance(source := cell["source"], str) else "".join(source)
-        for cell in notebook["cells"]
-        if cell["cell_type"] == kind
-    ]
-
-
-def defined(blocks):
-    """The functions of these code blocks that have the name of an exercise."""
-    space = {"torch": torch}
-    for block in blocks:
-        if re.search(rf"^def ({'|'.join(NAMES)})\(", block, re.M):
-            exec(block, space)
-    return {name: space[name] for name in NAMES if name in space}
-
-
-def solutions():
-    folded = re.findall(
-        r"<summary>Solution</summary>(.*?)</details>", "\n".join(cells("markdown")), re.S
-    )
-    return defined(re.findall(r"```python\n(.*?)```", "\n".join(folded), re.S))
+def defined(codes, name):
+    """The function of an exercise, by the code that defines it."""
+    there = {"torch": torch}
+    exec(defining(codes, name), there)
+    return there[name]
 
 
 def masked_mean(states, mask):
@@ -166,13 +145,13 @@ CATALOGUE = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_solution_on_the_page_is_right(name):
-    verdict = getattr(check, name)(solutions()[name])
+    verdict = getattr(check, name)(defined(solutions_of(CELLS), name))
     assert verdict.right, verdict
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stub_on_the_page_is_not_attempted(name):
-    for stub in (defined(cells("code"))[name], ...):
+    for stub in (defined(sources_of(CELLS, ("code",)).values(), name), ...):
         verdict = getattr(check, name)(stub)
         assert verdict.right is None and verdict.text == NOT_YET
 

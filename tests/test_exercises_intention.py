@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from exercise_pages import cells_of, solutions_of, stubs_of
+from exercise_pages import cells_of, defining, solutions_of, sources_of, stubs_of
 
 from xb_lite.dialogues import as_dialogue
 from xb_lite.exercises import intention as check
@@ -17,9 +17,8 @@ STUBS = stubs_of(CELLS, (*NAMES, "reminder"))
 
 
 def solved(name):
-    (code,) = [code for code in SOLUTIONS if f"def {name}(" in code or f"{name} =" in code]
     there = {"first_stage": first_stage, "STAGE_2": STAGE_2}
-    exec(code, there)
+    exec(defining(SOLUTIONS, name), there)
     return there
 
 
@@ -53,7 +52,7 @@ def test_the_stub_of_the_reminder_is_not_attempted():
 
 
 def test_the_bug_in_the_notebook_is_the_bug_that_is_known():
-    (source,) = ["".join(c["source"]) for c in CELLS if "def template(" in "".join(c["source"])]
+    source = defining(sources_of(CELLS).values(), "template")
     there = {}
     exec(re.search(r"def template\(.*?(?=\n\n\n|\Z)", source, re.S).group(0), there)
     for dialogue in (as_dialogue("Hello."), second_stage(as_dialogue("Hello."), "To greet.")):

@@ -1,7 +1,7 @@
 """The exercises of chapter 9: solutions pass, stubs are not attempted, mistakes get their words."""
 
 import pytest
-from exercise_pages import cells_of, solutions_of, stubs_of
+from exercise_pages import cells_of, defining, solutions_of, stubs_of
 
 from xb_lite.exercises import scaling_up as check
 from xb_lite.exercises.verdicts import NOT_YET
@@ -14,9 +14,8 @@ STUBS = stubs_of(CELLS, NAMES)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_solution_in_the_notebook_passes(name):
-    (code,) = [code for code in SOLUTIONS if f"def {name}(" in code]
     there = {}
-    exec(code, there)
+    exec(defining(SOLUTIONS, name), there)
     verdict = getattr(check, name)(there[name])
     assert verdict.right, str(verdict)
 

@@ -1,19 +1,15 @@
 """Chapter 5's checks: solutions pass, stubs are silent, and known mistakes get their words."""
 
-import json
-import re
-
 import numpy as np
 import pytest
 import torch
+from exercise_pages import call_in, cells_of, solutions_in, sources_of
 
 from xb_lite.exercises import training as check
 from xb_lite.exercises.verdicts import NOT_YET
-from xb_lite.files import own_file
 from xb_lite.reproduce.matching import crossing
 
-CELLS = json.loads(own_file("notebooks/05_training.ipynb").read_text(encoding="utf-8"))["cells"]
-SOURCES = {cell["id"]: "".join(cell["source"]) for cell in CELLS}
+SOURCES = sources_of(cells_of("05_training"))
 EXERCISES = {  # stub: the cell that holds its solution
     "05-12": "05-13",
     "05-44": "05-45",
@@ -27,24 +23,19 @@ def page():
     return {"check": check, "np": np, "torch": torch}
 
 
-def call(stub):
-    """The stub's own call of the check."""
-    return next(line for line in SOURCES[stub].splitlines() if line.startswith("check."))
-
-
 @pytest.mark.parametrize("stub", EXERCISES)
 def test_an_untouched_stub_is_not_attempted(stub):
     names = page()
-    exec(SOURCES[stub].replace(call(stub), ""), names)
-    assert str(eval(call(stub), names)) == NOT_YET
+    exec(SOURCES[stub].replace(call_in(SOURCES[stub]), ""), names)
+    assert str(eval(call_in(SOURCES[stub]), names)) == NOT_YET
 
 
 @pytest.mark.parametrize("stub", EXERCISES)
 def test_the_solution_on_the_page_is_right(stub):
     names = page()
-    (solution,) = re.findall(r"```python\n(.*?)```", SOURCES[EXERCISES[stub]], re.S)
+    (solution,) = solutions_in(SOURCES[EXERCISES[stub]])
     exec(solution, names)
-    verdict = eval(call(stub), names)
+    verdict = eval(call_in(SOURCES[stub]), names)
     assert verdict.right, verdict
 
 

@@ -1,12 +1,11 @@
 """Chapter 4: its exercises, and the loss as it stands on the page beside the official step."""
 
-import json
-import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from exercise_pages import call_in, cells_of, solutions_in, sources_of
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_model
 from torch import nn
@@ -21,9 +20,7 @@ from xb_lite.hidden import watch_layers
 from xb_lite.losses.batch import Pair, Row, collate
 from xb_lite.recipes import load_recipe
 
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "04_xboundary_loss.ipynb"
-CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-SOURCES = {cell["id"]: "".join(cell["source"]) for cell in CELLS}
+SOURCES = sources_of(cells_of("04_xboundary_loss"))
 # The cells that define what solutions and the loss are made of.
 BASICS = ("03-06", "03-14", "04-masks", "04-centroids", "04-loss")
 EXERCISES = {  # stub: the cell that holds its solution
@@ -48,23 +45,18 @@ def page():
     return names
 
 
-def call(stub):
-    """The stub's own call of the check."""
-    return next(line for line in SOURCES[stub].splitlines() if line.startswith("check."))
-
-
 @pytest.mark.parametrize("stub", EXERCISES)
 def test_an_untouched_stub_is_not_attempted(page, stub):
-    body = SOURCES[stub].replace(call(stub), "")
+    body = SOURCES[stub].replace(call_in(SOURCES[stub]), "")
     exec(body, page)
-    assert str(eval(call(stub), page)) == "Not attempted yet."
+    assert str(eval(call_in(SOURCES[stub]), page)) == "Not attempted yet."
 
 
 @pytest.mark.parametrize("stub", EXERCISES)
 def test_the_solution_on_the_page_is_right(page, stub):
-    (solution,) = re.findall(r"```python\n(.*?)```", SOURCES[EXERCISES[stub]], re.S)
+    (solution,) = solutions_in(SOURCES[EXERCISES[stub]])
     exec(solution, page)
-    verdict = eval(call(stub), page)
+    verdict = eval(call_in(SOURCES[stub]), page)
     assert verdict.right, verdict
 
 
@@ -193,7 +185,7 @@ def test_a_known_wrong_answer_gets_its_words(number):
 
 
 def test_wrong_angles_get_their_words(page):
-    (solution,) = re.findall(r"```python\n(.*?)```", SOURCES["04-ex1-hints"], re.S)
+    (solution,) = solutions_in(SOURCES["04-ex1-hints"])
     exec(solution, page)
     with_relu, plain = page["yours"]
     for answer, words in (

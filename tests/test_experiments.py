@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from xb_lite.results import tables
 from xb_lite.results.contract import read_result, write_result
 from xb_lite.results.frames import find, published
 from xb_lite.results.logs import LogError
+from xb_lite.training import defense
 from xb_lite.training.defense import adapter_folder, train_defense
 from xb_lite.training.run import Trained
 
@@ -647,7 +649,7 @@ def test_a_changed_recipe_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys)
         return Trained(folder, [{"loss": 1.0}])
 
     folders = []
-    monkeypatch.setattr("xb_lite.training.command.train_defense", trained)
+    monkeypatch.setattr("xb_lite.training.defense.train_defense", trained)
     monkeypatch.setattr("xb_lite.training.command.before_fetching", lambda _: "")
     command = ["train", "circuit-breakers-smollm2-135m"]
     for changes in (
@@ -663,3 +665,53 @@ def test_a_changed_recipe_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys)
         *["circuit-breakers-smollm2-135m,learning_rate=0.0016-0"] * 2,
         *["circuit-breakers-smollm2-135m,steps=2,model=some_model-0"] * 2,
     ]
+
+
+def test_the_edition_is_the_models_own_or_in_the_name_of_the_folder(monkeypatch, capsys):
+    def asked(*_, edition, **__):
+        editions.append(edition)
+        raise ValueError("asked for its sets")
+
+    def trained(recipe, folder, **options):
+        folders.append(folder.name)
+        return train_defense(recipe, folder, **options)
+
+    folders, editions = [], []
+    monkeypatch.setattr(defense, "check_place", lambda *_: None)
+    monkeypatch.setattr(defense, "check_fit", lambda *_: None)
+    subject = SimpleNamespace(digest="", model=None, backend=None, identity=lambda _: {})
+    monkeypatch.setattr(defense, "local_subject", lambda *_: subject)
+    monkeypatch.setattr(defense, "reference_sets", asked)
+    monkeypatch.setattr(defense, "train_defense", trained)
+    monkeypatch.setattr("xb_lite.training.command.before_fetching", lambda _: "")
+    first, second = "x-boundary-smollm2-135m", "x-boundary-smollm2-135m-aligned-360"
+    for command in (
+        [first],
+        [second],
+        [first, "--edition", "1"],
+        [second, "--edition", "2"],
+        [first, "--edition", "2"],
+        [second, "--edition", "1", "--set", "steps=2"],
+        [first, "--set", "model=smollm2-135m-aligned-360"],
+    ):
+        assert __main__.main(["train", *command]) == 1
+        assert "asked for its sets" in capsys.readouterr().err
+    assert editions == [1, 2, 1, 2, 2, 1, 2]
+    assert folders == [
+        *(f"{name}-0" for name in (first, second) * 2),
+        f"{first},edition=2-0",
+        f"{second},steps=2,edition=1-0",
+        f"{first},model=smollm2-135m-aligned-360-0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["alignment-smollm2-135m"], "alignment has its own"),
+        (["x-boundary-smollm2-135m", "--data", "official"], "--data are others"),
+    ],
+)
+def test_an_edition_that_nothing_learns_from_is_refused(command, says, capsys):
+    assert __main__.main(["train", *command, "--edition", "2"]) == 1
+    assert says in capsys.readouterr().err

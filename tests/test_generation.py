@@ -8,8 +8,9 @@ from tiny import tiny_model
 from tokenizers import decoders
 from transformers import GenerationConfig
 
-from xb_lite.dialogues import as_dialogue
-from xb_lite.replies.local import LocalBackend
+from xb_lite.dialogues import as_dialogue, render
+from xb_lite.replies.local import LocalBackend, TooLongError
+from xb_lite.replies.talk import token_ids
 from xb_lite.replies.types import Decoding
 
 SHORT = Decoding(max_new_tokens=8)
@@ -243,6 +244,19 @@ def test_a_whole_number_is_a_temperature(backend):
     assert Decoding(temperature=5) == Decoding(temperature=5.0)
     (reply,) = backend.reply([as_dialogue("Hi.")], Decoding(4, temperature=5))
     assert reply.new_tokens <= 4
+
+
+def test_what_does_not_fit_into_the_model_is_known_before(backend, monkeypatch):
+    text, prefill = render(backend.tokenizer, as_dialogue(PROMPTS[1])), "Sure, here"
+    read = sum(len(token_ids(backend.tokenizer, some)) for some in (text, prefill))
+    monkeypatch.setattr(backend.model.config, "max_position_embeddings", read + 8)
+    dialogues = [as_dialogue(prompt) for prompt in PROMPTS[:2]]
+    backend.check(dialogues, 8, prefill)
+    words = rf"{read} tokens \('Name three.*up to 9 would"
+    with pytest.raises(TooLongError, match=words) as caught:
+        backend.check(dialogues, 9, prefill)
+    assert (caught.value.read, caught.value.most) == (read, read + 8)
+    backend.check(dialogues, 9)  # without the prefill
 
 
 def test_nothing_in_nothing_out(backend):

@@ -30,15 +30,15 @@ from tiny import tiny_model
 
 from xb_lite import __main__
 from xb_lite.corpora import SHORT_REFUSAL
-from xb_lite.dialogues import as_dialogue
+from xb_lite.dialogues import as_dialogue, render
 from xb_lite.intention.defenses import DEFENSES, Defended
 from xb_lite.intention.prompts import FIRST, STAGE_1, STAGE_2, first_stage, second_stage
 from xb_lite.intention.stages import two_stage
-from xb_lite.intention.variants import by_examples
+from xb_lite.intention.variants import BEGINNING, by_examples
 from xb_lite.models.precision import Precision, choose_precision
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.server import PROBE, RemoteBackend
-from xb_lite.replies.types import Decoding
+from xb_lite.replies.types import Decoding, Reply
 from xb_lite.serve import proxy
 from xb_lite.serve.local import LocalModel, _Pieces
 from xb_lite.serve.proxy import in_background, url_of
@@ -865,6 +865,22 @@ def test_what_a_local_model_cannot_do_is_refused(here, tiny, name, stream):
                 here[name].chat.completions.create(**{**ASK, **asked}, stream=stream)
             assert (caught.value.param, caught.value.code) == (field, code)
         assert seen["runs"] == 0
+
+
+def test_the_beginning_of_an_answer_takes_room_too(here, tiny, monkeypatch):
+    model, tokenizer, _ = tiny
+    asked = second_stage(ASK["messages"], ".")
+    read, begun = (
+        len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in (render(tokenizer, asked), BEGINNING)
+    )
+    left = model.config.max_position_embeddings - FIRST.max_new_tokens - read - begun
+    said = [Reply(".", 0, 0, True), Reply(f"{BEGINNING}Po", 0, 0, True)]
+    monkeypatch.setattr(LocalBackend, "reply_twice", lambda *_: [said])
+    ask = here["ia-begun"].chat.completions.create
+    assert ask(**ASK, max_tokens=left).choices[0].message.content == "Po"
+    with pytest.raises(openai.BadRequestError, match=f"have {read + begun} tokens"):
+        ask(**ASK, max_tokens=left + 1)
 
 
 def test_what_the_chat_template_refuses_is_the_clients_fault(here, tiny, monkeypatch):

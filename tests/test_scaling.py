@@ -1,12 +1,16 @@
 """Estimates: sizes against published ones, parts against a real graph, and the command."""
 
 import json
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from xb_lite import __main__
 from xb_lite.models.cached import SPECS
@@ -15,6 +19,7 @@ from xb_lite.results.contract import read_result
 from xb_lite.results.frames import find
 from xb_lite.scaling import shapes
 from xb_lite.scaling.cards import CARDS
+from xb_lite.scaling.command import before_fetching
 from xb_lite.scaling.estimates import estimate, estimate_table
 from xb_lite.scaling.shapes import Shape, ShapeError, from_config, shape_of
 
@@ -38,6 +43,7 @@ def offline(monkeypatch):
     def no(*args, **kwargs):
         raise OSError("nothing is fetched here")
 
+    monkeypatch.setattr(shapes, "get_hf_file_metadata", lambda *_, **__: None)
     monkeypatch.setattr(shapes, "hf_hub_download", no)
 
 
@@ -132,6 +138,46 @@ def test_a_config_of_ones_own_is_read(tmp_path, offline):
     recipe = replace(load_recipe(CPU), lora_layers=20, model=str(tmp_path))
     with pytest.raises(RecipeError, match="lora_layers is 20; it must be at most 4"):
         estimate(recipe, shape_of(tmp_path))
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    """A hub at whose address nobody listens; what is downloaded for all that is noted."""
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setattr(shapes, "hf_hub_url", lambda *_: f"http://127.0.0.1:{port}/config.json")
+    monkeypatch.setattr(shapes, "hf_hub_download", lambda *what: asked.append(what))
+    return asked
+
+
+def test_without_a_connection_there_is_no_estimate_at_once(unreachable):
+    recipe = replace(load_recipe(CPU), model="no/such")
+    began = time.monotonic()
+    assert before_fetching(recipe) == (
+        "no estimate of memory: the config of no/such cannot be had (no connection to the hub, "
+        "and it is not in its cache)."
+    )
+    assert time.monotonic() - began < 5 and not unreachable
+
+
+def test_without_a_connection_a_config_from_before_will_do(unreachable, monkeypatch, tmp_path):
+    sizes = {name: 8 for name in Shape.__annotations__}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    kept = str(tmp_path / "config.json")
+    monkeypatch.setattr(shapes, "try_to_load_from_cache", lambda *_: kept)
+    assert shape_of("no/such") == Shape(**sizes) and not unreachable
+
+
+def test_a_hub_that_refuses_says_why(monkeypatch, offline):
+    def refused(url, timeout):
+        assert timeout <= 5
+        response = SimpleNamespace(headers={}, request=None)
+        raise HfHubHTTPError("404", response=response)
+
+    monkeypatch.setattr(shapes, "get_hf_file_metadata", refused)
+    with pytest.raises(ShapeError, match="no/such cannot be had .nothing is fetched here"):
+        shape_of("no/such")
 
 
 def test_the_command_prints_a_line_a_card(capsys, offline):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -22,9 +23,75 @@ import pdf  # noqa: E402
 import preview  # noqa: E402
 import site_files  # noqa: E402
 import slides  # noqa: E402
+import vendored  # noqa: E402
+
+from xb_lite.models import wheels  # noqa: E402
 
 RUN = {"date": "2026-01-02", "seconds": 130, "hardware": "2 CPU cores", "profile": "quick"}
 BASE = site_files.base()
+
+
+# What pages load of other projects
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """The keywords of ``vendored.cached``, for a wheel that is fetched into a cache of its own."""
+
+    def fetch_wheel(wheel, folder):
+        fetched.append(wheel.package)
+        with zipfile.ZipFile(folder / "toy.whl", "w") as archive:
+            for name in ("LICENSE", "es5/a.js", "es5/fonts/b", "es5/c.js"):
+                archive.writestr(f"toy/static/{name}", name)
+            archive.writestr("toy/LICENSE", "another")
+        return folder / "toy.whl"
+
+    fetched = []
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(wheels, "fetch_wheel", fetch_wheel)
+    return fetched, {
+        "wheel": {"package": "toy", "version": "1.0", "sha256": "", "size": 2_000_000},
+        "inside": "toy/static/",
+        "keep": ("LICENSE", "es5/a.js", "es5/fonts/"),
+    }
+
+
+@pytest.mark.parametrize("drop", ["", "es5/"])
+def test_files_of_a_wheel_are_fetched_once(wheel, drop, tmp_path, capsys):
+    fetched, options = wheel
+    folder = vendored.cached("Toy.js", "1.0", **options, drop=drop)
+    assert folder == vendored.cached("Toy.js", "1.0", **options, drop=drop)
+    assert folder == tmp_path / "cache" / "toy-1.0" and fetched == ["toy"]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    found = {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+    kept = ("LICENSE", "es5/a.js", "es5/fonts/b")
+    assert found == {name.removeprefix(drop): name for name in kept}
+    assert list(folder.parent.iterdir()) == [folder]
+    assert capsys.readouterr().out == "fetching Toy.js 1.0 (once, 2 MB)\n"
+
+
+def test_what_an_interrupted_run_left_is_fetched_anew(wheel, tmp_path):
+    fetched, options = wheel
+    left = tmp_path / "cache" / "toy-1.0" / "LICENSE"
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    folder = vendored.cached("Toy", "1.0", **options)
+    assert (folder / "LICENSE").read_text() == "LICENSE" and (folder / "es5" / "a.js").exists()
+
+
+def test_of_two_processes_the_faster_ones_copy_stays(wheel, tmp_path, monkeypatch):
+    fetched, options = wheel
+    slow = wheels.fetch_wheel
+
+    def slower(*where):
+        monkeypatch.setattr(wheels, "fetch_wheel", slow)
+        own = vendored.cached("Toy", "1.0", **options)
+        (own / "LICENSE").write_text("of the faster one")
+        return slow(*where)
+
+    monkeypatch.setattr(wheels, "fetch_wheel", slower)
+    folder = vendored.cached("Toy", "1.0", **options)
+    assert (folder / "LICENSE").read_text() == "of the faster one" and fetched == ["toy", "toy"]
 
 
 # Site

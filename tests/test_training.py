@@ -501,6 +501,12 @@ def test_a_finished_run_is_not_made_again(tmp_path, tokenizer):
     assert again == first and (tmp_path / WEIGHTS).stat().st_mtime_ns == changed
 
 
+def test_another_word_on_where_a_recipe_comes_from_makes_no_other_run(tmp_path, tokenizer):
+    first = run(tokenizer, tmp_path)
+    trained_again = {"on_step": lambda row: pytest.fail("trained again")}
+    assert run(tokenizer, tmp_path, source="this book, in other words", **trained_again) == first
+
+
 def other_runs():
     return {
         "recipe": {"learning_rate": 1e-3},

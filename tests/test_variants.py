@@ -164,6 +164,19 @@ def test_another_model_is_loaded_when_it_is_first_asked_and_once(monkeypatch):
     assert by_model("x") is not by_model("x")
 
 
+def test_another_model_is_not_asked_before_the_answer_but_its_words_are_counted(monkeypatch):
+    analyst, fake, checked = Fake(), Fake(), []
+    monkeypatch.setattr(variants, "local_subject", lambda *_: Subject("a", "a", analyst))
+    fake.check = lambda dialogues, room, prefill="": checked.append((dialogues, room, prefill))
+    defended = Defended(fake, defense_named("ia-by-smollm2-135m"))
+    defended.check([LONGER], 9, "Sure, ")
+    assert analyst.calls == fake.calls == []
+    assert checked == [([second_stage(LONGER, ".")], FIRST.max_new_tokens + 9, "Sure, ")]
+    (reply,) = defended.reply([LONGER], SHORT)
+    assert reply.text == "The Danube."
+    assert [len(backend.calls) for backend in (analyst, fake)] == [1, 1]
+
+
 def test_a_model_of_the_hub_makes_no_folder_in_paths():
     subject = prompted(Subject("m", "m", Fake()), "ia-by-owner/model")
     assert (subject.defense, subject.prompt) == ("ia-by-owner-model", "ia-by-owner/model")

@@ -28,6 +28,7 @@ from xb_lite.grading.command import add_grade
 from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model
 from xb_lite.models.wheels import FetchError
 from xb_lite.scaling.command import add_estimate
+from xb_lite.training.command import add_train
 
 if TYPE_CHECKING:
     from xb_lite.serve.upstreams import Upstream
@@ -59,12 +60,6 @@ class _Parser(argparse.ArgumentParser):
             for what, names in self.listed().items()
         ]
         return "\n".join([super().format_help(), *lines, ""]) if lines else super().format_help()
-
-
-def _recipes() -> dict[str, Iterable[str]]:
-    from xb_lite.recipes import recipe_names
-
-    return {"recipes": recipe_names()}
 
 
 def _defenses() -> dict[str, Iterable[str]]:
@@ -113,34 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch.set_defaults(run=_fetch)
     add_estimate(commands)
-    train = commands.add_parser(
-        "train",
-        help="a defense, by a recipe",
-        description="Goes on where an earlier run stopped; a finished one is not made again.",
-    )
-    train.listed = _recipes
-    train.add_argument("recipe", help="a name, or a JSON file")
-    train.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
+    add_train(commands)
     several = {"action": "extend", "nargs": "+"}  # once with many, or many times
-    train.add_argument(
-        "--set",
-        **several,
-        default=[],
-        metavar="FIELD=VALUE",
-        dest="changes",
-        help="other values for fields of the recipe",
-    )
-    train.add_argument(
-        "--data",
-        **several,
-        metavar="WHAT",
-        help="official: the published files, fetched, put together as the official code does; "
-        "behind it NAME=FILE for copies of your own, and its options (OPTION=VALUE)",
-    )
-    train.add_argument("--into", metavar="FOLDER", help="default: adapters in the cache folder")
     resumable = {"action": argparse.BooleanOptionalAction, "default": True}
-    train.add_argument("--resume", **resumable, help="--no-resume begins anew")
-    train.set_defaults(run=_train)
     scale = commands.add_parser(
         "scale",
         help="a trained defense, down or up",
@@ -263,12 +233,6 @@ def _parser() -> argparse.ArgumentParser:
 def _fetch(args: argparse.Namespace) -> None:
     spec = SPECS[args.model]
     print(f"{spec.title} ({spec.licence}) is in {cached_model(spec)}")
-
-
-def _train(args: argparse.Namespace) -> None:
-    from xb_lite.training.command import run
-
-    run(args)
 
 
 def _scale(args: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 import mathjax
 import pages
 import site_files
+import vendored
 from locks import lock
 from notebook_files import ROOT, digest, write_whole
 from notebook_files import notebooks as notebooks_of
@@ -60,16 +61,16 @@ def sources(root, notebooks):
 
 def stage(tree, folder):
     """Make ``folder`` hold exactly ``tree``; MathJax stays where it is."""
-    vendored = folder / "book" / "static" / "mathjax"
+    formulas = folder / "book" / "static" / "mathjax"
     if folder.exists():
-        for path in [p for p in folder.rglob("*") if p.is_file() and vendored not in p.parents]:
+        for path in [p for p in folder.rglob("*") if p.is_file() and formulas not in p.parents]:
             if path.relative_to(folder).as_posix() not in tree:
                 path.unlink()
     for name, data in tree.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
-    mathjax.place(vendored)
+    mathjax.place(formulas)
 
 
 def build(staged, work, held):
@@ -120,7 +121,9 @@ def main(arguments=None, root=ROOT):
         made_by = [f"{name} {importlib.metadata.version(name)}" for name in TOOLCHAIN]
         own = [
             path.read_bytes()
-            for path in (Path(__file__), Path(mathjax.__file__), Path(site_files.__file__))
+            for path in map(
+                Path, (__file__, mathjax.__file__, site_files.__file__, vendored.__file__)
+            )
         ]
         inputs = digest([*made_by, *own, *(part for item in tree.items() for part in item)])
         if (html / "index.html").exists() and stamp.exists() and stamp.read_text() == inputs:

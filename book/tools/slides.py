@@ -13,49 +13,43 @@ import base64
 import re
 import shutil
 import sys
-import tempfile
-import zipfile
 from html import escape
 from pathlib import Path
 
 import mathjax
 import nbformat
+import vendored
 from nbconvert import SlidesExporter
 from notebook_files import ROOT, chapters, read, write_whole
 from pages import title
 from site_files import base
 from traitlets.config import Config
 
-VERSION = "5.2.1"  # of reveal.js
-INSIDE = "sphinx_revealjs/_static/revealjs/"
-KEEP = ("dist/reset.css", "dist/reveal.css", "dist/reveal.js", "plugin/notes/notes.js", "LICENSE")
 KINDS = ("image/svg+xml", "image/png")
 NOTICE = re.compile(r"\*\*What to notice\.?\*\*(.*?)(?=^#{1,3} |^<details|\Z)", re.S | re.M)
 LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
 
 
 def cached():
-    """The folder with reveal.js in the cache; fetched when it is not there yet."""
-    from xb_lite.files import cache_folder
-    from xb_lite.models.wheels import Wheel, fetch_wheel
-
-    wheel = Wheel(
-        package="sphinx-revealjs",
-        version="3.2.1",
-        sha256="805bed3ca459346e0f01967d5ed1c40d6b7b917de1541e1e4566c8341fe7017b",
-        size=2390529,
+    """The folder with reveal.js in the cache; see ``vendored.cached``."""
+    return vendored.cached(
+        "reveal.js",
+        "5.2.1",
+        wheel={
+            "package": "sphinx-revealjs",
+            "version": "3.2.1",
+            "sha256": "805bed3ca459346e0f01967d5ed1c40d6b7b917de1541e1e4566c8341fe7017b",
+            "size": 2390529,
+        },
+        inside="sphinx_revealjs/_static/revealjs/",
+        keep=(
+            "dist/reset.css",
+            "dist/reveal.css",
+            "dist/reveal.js",
+            "plugin/notes/notes.js",
+            "LICENSE",
+        ),
     )
-    folder = cache_folder() / f"reveal-{VERSION}"
-    if not all((folder / name).exists() for name in KEEP):
-        print(f"slides: fetching reveal.js {VERSION} (once, 2 MB)", flush=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
-            zipfile.ZipFile(fetch_wheel(wheel, Path(scratch))) as archive,
-        ):
-            for name in KEEP:
-                write_whole(folder / name, archive.read(INSIDE + name))
-    return folder
 
 
 def heading(text):

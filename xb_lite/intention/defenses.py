@@ -49,7 +49,10 @@ class Defended:
         return getattr(self.backend, "concurrency", None)
 
     def check(self, dialogues: Sequence[Dialogue], room: int, prefill: str = "") -> None:
-        """The backend's, on what the defense would ask it for these; errors as there."""
+        """The backend's, on what the defense would ask it for these; errors as there.
+
+        Nothing is generated for it: an intention counts as long as it may be, an analyst's too.
+        """
         if not hasattr(self.backend, "check"):
             return
         rehearsal = _Rehearsal()
@@ -133,12 +136,17 @@ class _Rehearsal:
     been said for them before, decoding and prefill."""
 
     asked: list[tuple[Sequence[Dialogue], int, Decoding, str]] = field(default_factory=list)
+    said: list[int] = field(default_factory=list)  # tokens at most, by whomever
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
     ) -> list[Reply]:
-        so_far = sum(before.max_new_tokens for _, _, before, _ in self.asked)
-        self.asked.append((dialogues, so_far, decoding, prefill))
+        self.asked.append((dialogues, sum(self.said), decoding, prefill))
+        return self.stand_in(dialogues, decoding)
+
+    def stand_in(self, dialogues: Sequence[Dialogue], decoding: Decoding) -> list[Reply]:
+        """In place of an analyst, which may be another model."""
+        self.said.append(decoding.max_new_tokens)
         return [Reply(".", 0, 0, True) for _ in dialogues]
 
 

@@ -59,6 +59,8 @@ def two_stage(
     if analyst is None and isinstance(backend, LocalBackend):
         asked = [first_stage(dialogue) for dialogue in dialogues]
         return backend.reply_twice(asked, STAGE_2, first, decoding, prefill)
+    if analyst is not None:  # a rehearsal has a stand-in for it
+        analyst = getattr(backend, "stand_in", analyst)
     intentions = (analyst or partial(analyse, backend))(dialogues, first)
     if len(intentions) != len(dialogues):
         raise ValueError(

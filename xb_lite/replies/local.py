@@ -19,6 +19,19 @@ from xb_lite.replies.talk import TAG_TOKENS, Talk, token_ids
 from xb_lite.replies.types import Decoding, Reply, answer_of, check_open, check_scripts
 
 
+class TooLongError(ValueError):
+    """A dialogue of ``read`` tokens, its prefill among them, after which up to ``room`` would
+    follow; the model takes ``most`` in all."""
+
+    def __init__(self, dialogue: Dialogue, read: int, room: int, most: int) -> None:
+        super().__init__(
+            f"a dialogue has {read:,} tokens ({dialogue[-1]['content']!r:.40}), and up to {room:,} "
+            f"would follow; the model takes {most:,}: leave out the set with it, or lower "
+            "max_new_tokens."
+        )
+        self.read, self.most = read, most
+
+
 @dataclass(frozen=True)
 class LocalBackend:
     """A transformers model on this machine, in ``precision``; without, in that of the surrounding
@@ -144,18 +157,15 @@ class LocalBackend:
         """Whether each of these dialogues, its prefill and ``room`` tokens more fit into the model.
 
         Raises:
-            ValueError: one does not; or the template refuses it.
+            TooLongError: one does not.
+            ValueError: the template refuses one.
         """
         most = context_of(self.model)
         begun = len(token_ids(self.tokenizer, prefill))
         for dialogue in dialogues if most else ():
             read = len(token_ids(self.tokenizer, render(self.tokenizer, dialogue))) + begun
             if read + room > most:
-                raise ValueError(
-                    f"a dialogue has {read:,} tokens ({dialogue[-1]['content']!r:.40}), and up to "
-                    f"{room:,} would follow; the model takes {most:,}: leave out the set with it, "
-                    "or lower max_new_tokens."
-                )
+                raise TooLongError(dialogue, read, room, most)
 
     def _batches(
         self, lengths: Sequence[int], turns: int, decoding: Decoding

@@ -9,11 +9,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import HfHubHTTPError
 
 from xb_lite.models.cached import DEFAULT, SPECS
 
 KNOWN = Path(__file__).with_name("shapes.json")
+SOON = 5.0  # seconds in which the hub has to answer
 
 
 class ShapeError(ValueError):
@@ -100,7 +107,7 @@ def shape_of(model: str | os.PathLike[str]) -> Shape:
         return replace(shape, tie_word_embeddings=False) if untied else shape
     try:
         path = Path(name) if os.path.isdir(name) else None
-        file = path / "config.json" if path else hf_hub_download(name, "config.json")
+        file = path / "config.json" if path else _from_hub(name, "config.json")
         config = json.loads(Path(file).read_text(encoding="utf-8"))
     except Exception as error:  # the hub's client has its own errors, by version
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -124,6 +131,21 @@ def from_config(name: str, config: Mapping[str, object]) -> Shape:
         return Shape(**found)
     except TypeError as error:
         raise ShapeError(f"the config of {name} lacks a size: {error}.") from None
+
+
+def _from_hub(name: str, file: str) -> str:
+    """Where a file of a model lies, fetched or kept from before. Without a connection
+    ``hf_hub_download`` would try again for 23 seconds; so the hub is asked once before."""
+    url = hf_hub_url(name, file)
+    try:
+        get_hf_file_metadata(url, timeout=SOON)
+    except HfHubHTTPError:
+        pass  # it is there, and says so again
+    except Exception as error:  # of the network, by the client's version
+        if isinstance(kept := try_to_load_from_cache(name, file), str):
+            return kept
+        raise OSError("no connection to the hub, and it is not in its cache") from error
+    return hf_hub_download(name, file)
 
 
 @cache

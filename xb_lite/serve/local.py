@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from xb_lite.dialogues import Dialogue, as_dialogue, render
+from xb_lite.dialogues import Dialogue, as_dialogue
 from xb_lite.intention.prompts import FIRST
 from xb_lite.models.precision import Precision
-from xb_lite.replies.local import LocalBackend, context_of
+from xb_lite.replies.local import LocalBackend, TooLongError, context_of
 from xb_lite.replies.types import Backend, Decoding, Reply
 from xb_lite.serve.requests import BESIDES, FOR_SERVERS, THINKING, Asked, ServingError
 from xb_lite.serve.upstreams import Tell
@@ -74,7 +74,7 @@ class _LocalRequest(LocalBackend):
         new = decoding.max_new_tokens
         if decoding.stage == FIRST.stage:  # an intention is read again, with an answer after it
             new += self.answer_tokens
-        self._check_length(dialogues, new)
+        self._check_length(dialogues, new, prefill)
         silent = 0 if decoding.stage == "answer" else 1
         return self._telling(silent).reply(dialogues, decoding, prefill)
 
@@ -88,27 +88,26 @@ class _LocalRequest(LocalBackend):
     ) -> list[list[Reply]]:
         said = {"role": "assistant", "content": "."}
         longer = [[*dialogue, said, *as_dialogue(turn)] for dialogue in dialogues]
-        self._check_length(longer, first.max_new_tokens + decoding.max_new_tokens)
+        self._check_length(longer, first.max_new_tokens + decoding.max_new_tokens, prefill)
         return self._telling(1).reply_twice(dialogues, turn, first, decoding, prefill)
 
     def _telling(self, silent: int) -> LocalBackend:
         model = _TellingModel(self.model, self.tokenizer, self.tell, silent)
         return LocalBackend(model, self.tokenizer, precision=self.precision)
 
-    def _check_length(self, dialogues: Sequence[Dialogue], new: int) -> None:
-        most = context_of(self.model)
-        for dialogue in dialogues:
-            text = render(self.tokenizer, dialogue)
-            tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            if most and tokens + new > most:
-                raise ServingError(
-                    400,
-                    f"the messages have {tokens} tokens with the defense's words, and up to {new} "
-                    f"would follow; the model takes {most} in all: shorten the messages or lower "
-                    "max_tokens.",
-                    "messages",
-                    "context_length_exceeded",
-                )
+    def _check_length(self, dialogues: Sequence[Dialogue], new: int, prefill: str) -> None:
+        """Before anything is generated, in words for a client."""
+        try:
+            self.check(dialogues, new, prefill)
+        except TooLongError as error:
+            raise ServingError(
+                400,
+                f"the messages have {error.read} tokens with the defense's words, and up to {new} "
+                f"would follow; the model takes {error.most} in all: shorten the messages or lower "
+                "max_tokens.",
+                "messages",
+                "context_length_exceeded",
+            ) from None
 
 
 class _TellingModel:

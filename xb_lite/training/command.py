@@ -4,17 +4,70 @@ from __future__ import annotations
 
 import argparse
 
-from xb_lite.recipes import load_recipe, parse_change
+from xb_lite.corpora import EDITIONS
+from xb_lite.models.cached import DEFAULT
+from xb_lite.recipes import Alignment, RecipeError, load_recipe, parse_change, recipe_names
 from xb_lite.scaling.command import before_fetching
-from xb_lite.training.defense import adapter_folder, train_defense
-from xb_lite.training.official import official_sets, parse_official
 
 
-def run(args: argparse.Namespace) -> None:
+def add_train(commands: argparse._SubParsersAction) -> None:
+    """Add ``train`` to the commands of the book."""
+    parser = commands.add_parser(
+        "train",
+        help="a defense, by a recipe",
+        description="Goes on where an earlier run stopped; a finished one is not made again.",
+    )
+    parser.listed = lambda: {"recipes": recipe_names()}
+    parser.add_argument("recipe", help="a name, or a JSON file")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
+    several = {"action": "extend", "nargs": "+"}  # once with many, or many times
+    parser.add_argument(
+        "--set",
+        **several,
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="changes",
+        help="other values for fields of the recipe",
+    )
+    parser.add_argument(
+        "--edition",
+        type=int,
+        choices=EDITIONS,
+        help="of the book's own prompts, from which the defense learns (default: 2 for "
+        f"{DEFAULT}-aligned-360, which was aligned on them, else 1); another than the default "
+        "is in the name of the folder",
+    )
+    parser.add_argument(
+        "--data",
+        **several,
+        metavar="WHAT",
+        help="official: the published files, fetched, put together as the official code does; "
+        "behind it NAME=FILE for copies of your own, and its options (OPTION=VALUE)",
+    )
+    parser.add_argument("--into", metavar="FOLDER", help="default: adapters in the cache folder")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="--no-resume begins anew",
+    )
+    parser.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> None:
     """What was asked for, trained; prints what it takes before anything is fetched."""
+    # Imported here: other commands need nothing heavy.
+    from xb_lite.training.defense import adapter_folder, edition_for, train_defense
+    from xb_lite.training.official import official_sets, parse_official
+
     changes = dict(map(parse_change, args.changes))
     recipe = load_recipe(args.recipe, **changes)
     sets = None
+    if args.edition and (args.data or isinstance(recipe, Alignment)):
+        what = "--data are others" if args.data else f"{recipe.method} has its own"
+        raise RecipeError(f"--edition is of the prompts that defenses learn from; {what}.")
+    if args.edition not in (None, edition_for(recipe.model)):
+        changes["edition"] = args.edition
     if args.data:
         options, files = parse_official(args.data)
         changes["data"] = "+".join(e for e in args.data if e.partition("=")[0] not in files)
@@ -22,6 +75,8 @@ def run(args: argparse.Namespace) -> None:
     print(before_fetching(recipe), flush=True)
     if args.data:
         sets = official_sets(options, files)
-    trained = train_defense(recipe, into, seed=args.seed, resume=args.resume, sets=sets)
+    trained = train_defense(
+        recipe, into, seed=args.seed, resume=args.resume, sets=sets, edition=args.edition
+    )
     last = ", ".join(f"{k} {v:.3g}" for k, v in trained.curve[-1].items())
     print(f"{trained.folder}\n{last}")

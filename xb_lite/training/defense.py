@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from xb_lite.files import cache_folder
-from xb_lite.models.loading import precision_of
+from xb_lite.models.loading import ALIGNED_360, precision_of
 from xb_lite.recipes import Alignment, Budget, run_name
 from xb_lite.replies.subjects import local_subject
 from xb_lite.replies.types import Decoding
@@ -29,13 +29,13 @@ def train_defense(
     on_step: Callable[[dict[str, float]], None] | None = None,
     resume: bool = True,
     sets: Sets | OfficialSets | None = None,
-    edition: int = 1,
+    edition: int | None = None,
 ) -> Trained:
     """Train by a recipe on the book's own prompts, answered by the recipe's model.
 
     With ``sets``, from ``reference_sets`` of that model or ``official_sets``, on those; ``edition``
-    is as there. Other args and errors as in ``train``, and those of ``load_model`` and
-    ``reference_sets``.
+    is as there, without one ``edition_for`` the model. Other args and errors as in ``train``, and
+    those of ``load_model`` and ``reference_sets``.
     """
     check_seed(seed)
     exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)
@@ -53,6 +53,7 @@ def train_defense(
             if isinstance(recipe, Alignment):
                 sets = alignment_sets(subject.backend, of)
             else:
+                edition = edition or edition_for(recipe.model)
                 sets = reference_sets(subject.backend, Decoding(), of, edition=edition)
     return train(
         recipe,
@@ -66,6 +67,12 @@ def train_defense(
         on_step=on_step,
         resume=resume,
     )
+
+
+def edition_for(model: str) -> int:
+    """The edition of the book's prompts from which a defense of a model learns if none is named:
+    the second for the model that was aligned on it, as the protocol has it, else the first."""
+    return 2 if model == ALIGNED_360 else 1
 
 
 def adapter_folder(recipe: str, seed: int, changes: Mapping[str, object] | None = None) -> Path:

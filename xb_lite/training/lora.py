@@ -240,17 +240,25 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
 
 def check_same(folder: Path, run: dict) -> None:
     """Raise a TrainingError where ``folder`` has a run in it that differs in any field of ``run``,
-    which may be some of them."""
+    which may be some of them. Where a recipe comes from decides nothing."""
     begun = folder / BEGUN
     if (finished := read_run(folder)) is not None:
         found = finished["run"]
     else:
         found = json.loads(begun.read_text()) if begun.exists() else run
+    found, run = _without_source(found), _without_source(run)
     if wrong := [name for name in run if found.get(name) != run[name]]:
         raise TrainingError(
             f"{folder} has a run of another {', '.join(wrong)} in it; take another folder, or "
             "begin anew."
         )
+
+
+def _without_source(run: dict) -> dict:
+    recipe = run.get("recipe")
+    if not isinstance(recipe, dict):
+        return run
+    return {**run, "recipe": {name: recipe[name] for name in recipe if name != "source"}}
 
 
 def take_up(folder: Path, run: dict, resume: bool) -> list[dict[str, float]] | None:
