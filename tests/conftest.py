@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from browser import chromium, show  # noqa: F401  fixtures of several files
 from hypothesis import settings
 from jaxtyping import install_import_hook
 

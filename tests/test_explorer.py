@@ -1,31 +1,20 @@
 """The boundary explorer: what is packed into it, and what a reader can do with it in a browser."""
 
-import json
-import os
 import re
-import sys
 import tomllib
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import ROOT, Elements, check_book, data_of, needs_browser, slide, with_scripts
 from hypothesis import example, given
 from hypothesis import strategies as st
+from notebook_files import machine_path
 
 from xb_lite.boundary import interactive as module
 from xb_lite.boundary.interactive import explorer
 from xb_lite.results.stats import rate
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "book" / "tools"))
-
-import check_book  # noqa: E402
-from notebook_files import machine_path  # noqa: E402
-
 KINDS = ("harmful", "boundary-safe", "benign")
-BROWSER = check_book.find_browser()
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 
 
 def made_up(per_kind=20, layers=4, seed=0):
@@ -45,31 +34,6 @@ def made_up(per_kind=20, layers=4, seed=0):
         "layers": [3 * layer for layer in range(layers)],
         "start": (1, 2),
     }
-
-
-class Elements(HTMLParser):
-    """The start tags of a text, each with its attributes."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-
-    def count(self, tag):
-        return sum(name == tag for name, _ in self.found)
-
-
-def with_scripts(text):
-    """The markup as it is once the parts that wait for scripts are put in."""
-    return re.sub(r'<script type="text/html">(.*?)</script>', r"\1", text, flags=re.S)
-
-
-def data_of(text):
-    packed = re.search(r'<script type="application/json">(.*?)</script>', text, re.S)[1]
-    return json.loads(packed)
 
 
 # What is packed
@@ -206,54 +170,6 @@ def test_its_files_are_in_the_package():
 
 # What a reader can do with it
 
-PAGE = """<!DOCTYPE html><html lang="en"{attributes}><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>Page</title></head>
-<body><main><h1>Page</h1>{parts}</main></body></html>"""
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    play = pytest.importorskip("playwright.sync_api")
-    home = str(tmp_path_factory.mktemp("browser"))
-    home = {"HOME": home, "XDG_CONFIG_HOME": home, "XDG_CACHE_HOME": home}
-    flags = [flag for flag in check_book.FLAGS if "reduced-motion" not in flag]
-    with play.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=BROWSER, args=flags, env={**os.environ, **home})
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def show(chromium):
-    """Opens explorers on a page; at the end nothing was logged and nobody was asked for more."""
-    contexts, faults = [], []
-
-    def show(*parts, width=1280, attributes="", **settings):
-        settings = {"reduced_motion": "reduce", **settings}
-        context = chromium.new_context(viewport={"width": width, "height": 900}, **settings)
-        contexts.append(context)
-        tab = context.new_page()
-        html = PAGE.format(attributes=attributes, parts="".join(parts))
-
-        def answer(route):
-            if route.request.url == "http://explorer.test/":
-                route.fulfill(body=html, content_type="text/html")
-            elif not route.request.url.endswith("/favicon.ico"):
-                faults.append(f"asks for {route.request.url}")
-                route.abort()
-
-        tab.route("**/*", answer)
-        tab.on("console", lambda message: faults.append(message.text))
-        tab.on("pageerror", lambda error: faults.append(str(error)))
-        tab.on("dialog", lambda dialog: faults.append(dialog.message))
-        tab.goto("http://explorer.test/")
-        return tab
-
-    yield show
-    for context in contexts:
-        context.close()
-    assert faults == []
-
 
 def positions(tab):
     """Where the points are, in percent of the map."""
@@ -264,14 +180,6 @@ def positions(tab):
 def expected(points, defense, layer):
     places = module._places(points)[defense, layer] / (module.PLACES - 1)
     return np.stack([3 + 94 * places[:, 0], 97 - 94 * places[:, 1]], axis=1)
-
-
-def slide(tab, name, value):
-    """Move a slider, as a drag does."""
-    tab.locator(f"[name={name}]").evaluate(
-        "(e, to) => { e.value = to; e.dispatchEvent(new Event('input', { bubbles: true })); }",
-        value,
-    )
 
 
 @needs_browser
