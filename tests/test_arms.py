@@ -1,0 +1,171 @@
+"""What is told of the experiment from the results that are there."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from made_experiment import write_experiment
+
+from xb_lite.models.loading import ALIGNED_360
+from xb_lite.reproduce import arms as module
+from xb_lite.reproduce.arms import ARMS, TRAINED, UNDEFENDED, read_experiment
+from xb_lite.reproduce.manifest import load_manifest
+
+FEW = ("CB", "XB as coded")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write_experiment(tmp_path_factory.mktemp("whole"), FEW, (0, 1))
+
+
+def test_arms_are_told_by_method_and_changes_whatever_their_learning_rate(whole):
+    found = read_experiment(whole)
+    assert {run.arm for run in found.scaled} == {UNDEFENDED, *FEW} and found.others == ()
+    assert {run.learning_rate for run in found.scaled if run.arm == "CB"} == {8e-4, 1.6e-3}
+    sweep = found.sweep("XB as coded", 8e-4, 0)
+    assert list(sweep) == [0, 0.5, 0.75, 1, 1.25, 1.5] and sweep[0].arm == UNDEFENDED
+    assert sweep[0.5].defense == "x-boundary,learning_rate=0.0008,strength=0.5-0"
+    assert list(found.sweep("XB as coded", 8e-4, 1)) == [0]  # the sweep is of one seed
+
+
+def test_every_arm_of_the_protocol_is_one_of_the_manifests_settings():
+    manifest = load_manifest()
+    settings = [s for s in manifest.settings if s.plan == "strengths"]
+    for method, changes in ARMS.values():
+        assert any(
+            (s.method, {k: v for k, v in s.changes.items() if k != "learning_rate"})
+            == (method, changes)
+            for s in settings
+        )
+
+
+def test_tested_runs_are_by_seed_at_matched_and_at_full_strength(whole):
+    found = read_experiment(whole)
+    for match, strength in ((0.2, 1.1), (None, 1.0)):
+        runs = found.runs("CB", match)
+        assert list(runs) == [0, 1]
+        assert {(run.match, run.strength) for run in runs.values()} == {(match, strength)}
+    assert list(found.runs(UNDEFENDED)) == [None] and found.runs("XB refusal") == {}
+    assert found.levels() == [0.2]
+    log = found.runs("CB")[0].outcomes
+    rate = found.runs("CB")[0].rate("orr", ["xstest"])
+    counted = [o for o in log if (o.set, o.attack) == ("xstest", "direct")]
+    assert rate.n == len(counted) and rate.k == sum(
+        o.labels["service"] != ["complied"] for o in counted
+    )
+
+
+def test_with_nothing_there_nothing_is_told(tmp_path):
+    found = read_experiment(tmp_path)
+    assert (found.scaled, found.tested, found.others) == ([], [], ())
+    assert found.learning_rate("CB") is None and found.runs("CB") == {}
+    assert found.levels() == [] and found.lowest_common_level() is None
+    assert list(found.chosen_sweeps()) == []
+
+
+# The rule for the learning rate
+
+
+def of_rates(monkeypatch, tables):
+    """An experiment in which the sweeps are these: by rate, strengths with success and refusal."""
+
+    def sweep(self, arm, learning_rate, seed):
+        return {
+            strength: type(
+                "R",
+                (),
+                {
+                    "success": type("S", (), {"value": success}),
+                    "over_refusal": type("O", (), {"value": refused}),
+                },
+            )
+            for strength, (success, refused) in tables[learning_rate].items()
+        }
+
+    monkeypatch.setattr(module.Experiment, "sweep", sweep)
+    return module.Experiment().learning_rate("CB")
+
+
+def line(success, refused):
+    """Both rates, linear from strength 0 to their values at 1.5."""
+    at = (0, 0.5, 0.75, 1, 1.25, 1.5)
+    return {s: (0.8 + (success - 0.8) * s / 1.5, 0.1 + (refused - 0.1) * s / 1.5) for s in at}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "chosen"),
+    [
+        (line(0.1, 0.5), line(0.1, 0.4), 1.6e-3),  # refuses less where success is 20 %
+        (line(0.0, 0.5), line(0.15, 0.4), 1.6e-3),
+        (line(0.2, 0.9), line(0.3, 0.1), 8e-4),  # the only one that gets there
+        (line(0.5, 0.1), line(0.4, 0.9), 1.6e-3),  # neither: less success at 1.5
+        (line(0.1, 0.5), line(0.1, 0.5), 8e-4),  # a tie
+    ],
+)
+def test_the_rule_of_the_protocol(monkeypatch, low, high, chosen):
+    assert of_rates(monkeypatch, {8e-4: low, 1.6e-3: high}) == chosen
+
+
+def test_a_rate_is_not_chosen_before_both_sweeps_are_whole(tmp_path):
+    some = write_experiment(tmp_path / "a", FEW, (0,), strengths=(0.5, 1.0))
+    assert read_experiment(some).learning_rate("CB") is None
+    one = write_experiment(tmp_path / "b", FEW, (0,), rates=(1.6e-3,))
+    assert read_experiment(one).learning_rate("CB") is None
+    assert read_experiment(one).runs("CB") == {}  # tested, but not by a rate that the rule chose
+    bare = write_experiment(tmp_path / "c", FEW, (0,), undefended=False)
+    assert read_experiment(bare).learning_rate("CB") is None
+
+
+def test_what_does_not_reach_the_level_is_known(tmp_path):
+    def success(arm, seed, strength):
+        return 0.75 - (0.3 if arm == "CB" and seed else 0.5) * strength
+
+    found = read_experiment(write_experiment(tmp_path, FEW, (0, 1), success=success))
+    assert found.reaches("CB", 0) is True and found.reaches("CB", 1) is False
+    assert found.reaches("CB", 1, 0.3) is True and found.reaches("CB", 2) is None
+    assert found.lowest_common_level() == pytest.approx(0.3, abs=0.013)
+
+
+def test_what_is_of_no_arm_is_named_and_in_no_table(whole, tmp_path):
+    found = read_experiment(whole)
+    path = tmp_path / f"cpu/strengths/{ALIGNED_360}/sft-0.json"
+    result = json.loads(json.dumps(found.scaled[0].result))
+    setting = {"defense": "sft-0", "method": "sft", "strength": 1.0, "training_seed": 0}
+    result["setting"] |= {**setting, "changes": {}}
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(result))
+    other = read_experiment(tmp_path)
+    assert other.others == ("sft-0",) and other.scaled[0].arm is None
+    assert replace(other, tested=other.scaled).levels() == []
+
+
+def test_a_result_that_says_of_no_setting_is_refused(whole, tmp_path):
+    result = {**read_experiment(whole).scaled[0].result, "setting": None}
+    path = tmp_path / f"cpu/strengths/{ALIGNED_360}/none.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="does not say what was evaluated"):
+        read_experiment(tmp_path)
+
+
+def test_what_is_published_is_found_by_its_index(whole, monkeypatch):
+    """As where the package is installed without its repository."""
+    under = f"cpu/strengths/{ALIGNED_360}"
+    monkeypatch.setattr(module, "OWN", whole / "nothing")
+    names = {under: [p.stem for p in (whole / under).glob("*.json")]}
+
+    def listed(folder):
+        if folder not in names:
+            raise ValueError("not published")
+        return names[folder]
+
+    monkeypatch.setattr(module, "published_results", listed)
+    monkeypatch.setattr(module, "published", lambda name: whole / name)
+    found = read_experiment()
+    assert len(found.scaled) == len(names[under]) > 10 and found.tested == []
+    assert len(found.scaled[0].outcomes) == 64
+
+
+def test_all_trained_arms_are_compared_or_compared_with():
+    assert tuple(ARMS)[1:] == TRAINED and next(iter(ARMS)) == UNDEFENDED

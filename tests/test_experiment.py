@@ -1,0 +1,171 @@
+"""The tables of the experiment: whole, in part, and with nothing there."""
+
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from made_experiment import TEST, write_experiment, write_replies
+
+from xb_lite.evaluation.seeds import gap_over_seeds, gap_over_seeds_and_items
+from xb_lite.reproduce.arms import ARMS, OWN, SAFE, TRAINED, read_experiment
+from xb_lite.reproduce.experiment import (
+    COMPARISONS,
+    NOT_RUN,
+    OUTCOMES,
+    PRIMARY,
+    compare,
+    comparison_table,
+    missing,
+    on_plane,
+    outcome,
+    outcome_table,
+    progress_table,
+    read_replies,
+    short_table,
+)
+from xb_lite.results.stats import Rate, mean_of_runs
+
+ROOT = Path(__file__).parent.parent
+
+
+def refusal(arm, seed, strength):
+    return {"CB": 0.6, "CB + data": 0.4}.get(arm, 0.2) + 0.05 * seed
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Three seeds of every arm, one of which never stops enough."""
+
+    def success(arm, seed, strength):
+        return 0.7 - 0.1 * strength if arm == "XB as described" else 0.7 - 0.45 * strength
+
+    folder = tmp_path_factory.mktemp("whole")
+    write_experiment(folder, seeds=(0, 1, 2), success=success, refusal=refusal)
+    return read_experiment(folder)
+
+
+@pytest.fixture(scope="module")
+def part(tmp_path_factory):
+    """One seed of two arms, tested at matched strength alone."""
+    folder = tmp_path_factory.mktemp("part")
+    return read_experiment(write_experiment(folder, ("CB", "XB as coded"), (0,), tested=(0.2,)))
+
+
+def test_an_outcome_is_over_seeds_and_of_one_run_over_items(whole, part):
+    runs = whole.runs("CB").values()
+    pooled = [run.rate("orr", SAFE).value for run in runs]
+    found, expected = outcome(whole, "CB", PRIMARY), mean_of_runs(pooled)
+    assert (found.value, found.n, found.low) == (expected.value, 3, expected.low)
+    one = outcome(part, "CB", PRIMARY)
+    n = sum(TEST[name, "direct"] for name in SAFE)
+    assert isinstance(one, Rate) and one.n == n
+    assert one.k == sum(
+        o.labels["service"] != ["complied"]
+        for o in part.runs("CB")[0].outcomes
+        if o.set in SAFE and o.attack == "direct"
+    )
+    assert outcome(part, "XB refusal", PRIMARY) is None
+
+
+def test_an_interval_over_seeds_stays_a_rate(tmp_path):
+    folder = write_experiment(tmp_path, ("CB",), (0, 1), refusal=lambda a, s, x: 0.02 + 0.9 * s)
+    found = outcome(read_experiment(folder), "CB", PRIMARY)
+    assert found.low == 0 and found.high == 1
+
+
+def test_a_comparison_is_that_of_the_protocol(whole):
+    found = compare(whole, "XB as coded", "CB")
+    rates = [
+        [
+            {
+                o.id: float(o.labels["service"] != ["complied"])
+                for o in run.outcomes
+                if o.set in SAFE and o.attack == "direct"
+            }
+            for run in whole.runs(arm).values()
+        ]
+        for arm in ("XB as coded", "CB")
+    ]
+    assert found.over_seeds == gap_over_seeds(*rates)
+    assert found.at_95 == gap_over_seeds_and_items(*rates)
+    assert found.at_99 == gap_over_seeds_and_items(*rates, level=0.99)
+    assert found.seeds == (0, 1, 2) and found.matched is True
+    assert found.over_seeds.value == pytest.approx(-0.4, abs=0.02) and found.effect == "present"
+
+
+def test_nothing_is_said_of_few_seeds_or_of_unequal_success(whole, part):
+    assert compare(part, "XB as coded", "CB").effect == "too few seeds (1)"
+    assert compare(whole, "XB as described", "CB").effect == "not at equal success"
+    assert compare(whole, "XB as coded", "CB", None).effect == "success not matched"
+    assert compare(part, "CB + data", "CB") is None
+
+
+def test_a_comparison_is_of_the_seeds_that_both_have(tmp_path):
+    write_experiment(tmp_path, ("CB",), (0, 1, 2))
+    write_experiment(tmp_path, ("XB as coded",), (0, 2))
+    assert compare(read_experiment(tmp_path), "XB as coded", "CB").seeds == (0, 2)
+
+
+def test_five_comparisons_between_arms():
+    assert len(set(COMPARISONS)) == 5 and {arm for pair in COMPARISONS for arm in pair} == {
+        *TRAINED
+    }
+
+
+@pytest.mark.parametrize("table", [outcome_table, short_table, comparison_table, progress_table])
+def test_a_table_has_seven_columns_at_most_and_a_cell_for_each(whole, part, tmp_path, table):
+    for experiment in (whole, part, read_experiment(tmp_path)):
+        heads, rows = table(experiment)
+        assert len(heads) <= 7 and {len(row) for row in rows} == {len(heads)}
+        assert all(isinstance(cell, str) for row in rows for cell in row)
+
+
+def test_the_table_says_what_is_not_run(whole, part, tmp_path):
+    heads, rows = outcome_table(part)
+    assert [row[0] for row in rows][1:-2] == list(OUTCOMES) and heads[1:] == list(ARMS)
+    assert rows[0] == ["seeds", "1", "1", "0", "1", "0", "0"]
+    for row in rows[1:]:
+        assert [cell == NOT_RUN for cell in row[1:]] == [n == "0" for n in rows[0][1:]]
+    assert not any(NOT_RUN in row for row in outcome_table(whole)[1])
+    assert not any(row[0] == "perplexity" for row in outcome_table(whole, judge="x-boundary")[1])
+    assert {cell for row in comparison_table(read_experiment(tmp_path))[1] for cell in row[2:]} == {
+        NOT_RUN
+    }
+    assert comparison_table(part)[1][0][2] == "one seed"
+    described = progress_table(whole)[1][-1]
+    assert described[0] == "XB as described" and described[4] == "1.1*, 1.1*, 1.1*"
+
+
+def test_what_is_missing_is_said_and_of_a_whole_one_nothing_of_the_arms(whole, part, tmp_path):
+    said = missing(part)
+    assert "XB as coded, at 20 % success: no test yet of seeds 1, 2, 3, 4." in said
+    assert "CB, at full strength: no test yet of seeds 0, 1, 2, 3, 4." in said
+    (lacking,) = [line for line in said if line.startswith("XB refusal")]
+    assert "1 of 6 strengths at 0.0008 and 1 of 6 strengths at 0.0016" in lacking
+    assert missing(read_experiment(tmp_path))[0] == "The undefended model has not been tested."
+    of_seeds = [line for line in missing(whole) if "no test yet" in line]
+    assert len(of_seeds) == 10 and all(line.endswith("seeds 3, 4.") for line in of_seeds)
+    assert len(missing(whole)) == 11
+
+
+def test_places_have_the_replies_of_their_own_adapter(whole, tmp_path):
+    assert read_replies(tmp_path) == {}
+    write_replies(tmp_path, ["x-boundary,strength=0.5-1", "none"])
+    found = on_plane(whole, read_replies(tmp_path))
+    assert len(found) == 5 * 3 * 6
+    told = [place for place in found if place.replies]
+    assert {(p.seed, p.strength) for p in told if p.strength} == {(1, 0.5)}
+    assert sum(p.strength == 0 for p in told) == 15  # the undefended model is everybody's start
+    assert "x-boundary,strength=0.5-1" in next(p for p in told if p.strength).replies[0].reply
+
+
+def test_the_protocol_is_older_than_the_first_test_result():
+    started = [run.result["started"] for run in read_experiment(OWN).tested]
+    if not started or not (ROOT / ".git").exists():
+        pytest.skip("there is no test result yet, or no history")
+    command = ["git", "log", "--reverse", "--format=%cI", "--", "book/protocol.md"]
+    dates = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not dates:
+        pytest.skip("no history of the protocol")
+    assert datetime.fromisoformat(dates[0]) < min(map(datetime.fromisoformat, started))

@@ -1,0 +1,332 @@
+"""The experiment of ``book/protocol.md``: its outcomes, its five comparisons, and what is missing.
+
+Tables are heads and rows for ``html_table``. They are of what was run so far: a cell without a
+result says so. Used in 05_training and in the report on X-Boundary and circuit breakers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xb_lite.evaluation.comparison import item_rates
+from xb_lite.evaluation.seeds import finding, gap_over_seeds, gap_over_seeds_and_items
+from xb_lite.evaluation.tradeoff import Place, Said
+from xb_lite.models.loading import ALIGNED_360
+from xb_lite.reproduce.arms import (
+    ARMS,
+    LEARNING_RATES,
+    LEVEL,
+    OWN,
+    SAFE,
+    SEEDS,
+    TRAINED,
+    UNDEFENDED,
+    Experiment,
+    is_whole,
+)
+from xb_lite.reproduce.matching import STRENGTHS
+from xb_lite.results.frames import find, published
+from xb_lite.results.logs import read_rows
+from xb_lite.results.stats import Estimate, mean_of_runs
+
+LEAST = 3  # seeds before anything is said of an effect
+NOT_RUN = "not run"
+REPLIES = "cpu/harmless-replies/{model}.jsonl"
+OUTCOMES: dict[str, tuple[str, Sequence[str], str]] = {  # rate, sets, attack
+    "over-refusal, pooled": ("orr", SAFE, "direct"),
+    "own boundary-safe": ("orr", SAFE[:1], "direct"),
+    "XSTest": ("orr", SAFE[1:2], "direct"),
+    "OR-Bench": ("orr", SAFE[2:], "direct"),
+    "over-refusal, prefilled": ("orr", SAFE, "prefill"),
+    "benign, plain": ("orr", ["benign"], "direct"),
+    "benign, prefilled": ("orr", ["benign"], "prefill"),
+    "ASR, plain": ("asr", ["harmful"], "direct"),
+    "ASR, prefilled": ("asr", ["harmful"], "prefill"),
+    "ASR, other prefill": ("asr", ["harmful"], "other-prefill"),
+    "ASR, wrappers": ("asr", ["harmful"], "wrapper"),
+    "ASR, scripts": ("asr-last-turn", ["multi-turn"], "multi-turn"),
+}
+PRIMARY, SUCCESS = "over-refusal, pooled", "ASR, prefilled"
+COMPARISONS = (
+    ("XB as coded", "CB"),
+    ("XB refusal", "CB"),
+    ("XB as described", "CB"),
+    ("XB as coded", "CB + data"),
+    ("CB + data", "CB"),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Over-refusal of one arm minus another's, of the ``seeds`` that both have.
+
+    Intervals are over seeds (Student, 95 %), and over seeds and items at 95 and at 99 %.
+    ``matched`` is whether all these adapters reach the level of success that they were scaled to;
+    None at full strength, or where their success on validation items is not there.
+    """
+
+    one: str
+    other: str
+    seeds: tuple[int, ...]
+    over_seeds: Estimate
+    at_95: Estimate
+    at_99: Estimate
+    matched: bool | None
+
+    @property
+    def effect(self) -> str:
+        """``finding``, or why nothing is said."""
+        if self.matched is not True:
+            return "success not matched" if self.matched is None else "not at equal success"
+        if len(self.seeds) < LEAST:
+            return f"too few seeds ({len(self.seeds)})"
+        return finding(self.at_95, self.at_99)
+
+
+def outcome(
+    experiment: Experiment,
+    arm: str,
+    name: str,
+    match: float | None = LEVEL,
+    judge: str = "service",
+) -> Estimate | None:
+    """One of ``OUTCOMES`` of an arm: the mean over its seeds with Student's interval; of one run
+    its rate, with an interval over items; None of none."""
+    metric, sets, attack = OUTCOMES[name]
+    return _over(
+        [run.rate(metric, sets, attack, judge) for run in experiment.runs(arm, match).values()]
+    )
+
+
+def _over(runs: Sequence[Estimate], most: float = 1.0) -> Estimate | None:
+    if len(runs) < 2:
+        return runs[0] if runs else None
+    found = mean_of_runs([run.value for run in runs])
+    return Estimate(found.value, found.n, max(0.0, found.low), min(most, found.high))
+
+
+def compare(
+    experiment: Experiment,
+    one: str,
+    other: str,
+    match: float | None = LEVEL,
+    name: str = PRIMARY,
+    judge: str = "service",
+) -> Comparison | None:
+    """Two arms on the same items, seed by seed; None where they have no seed in common.
+
+    Raises:
+        ValueError: a log is not there, or two are not of the same items.
+    """
+    metric, sets, attack = OUTCOMES[name]
+    arms = [experiment.runs(arm, match) for arm in (one, other)]
+    seeds = tuple(seed for seed in arms[0] if seed in arms[1])
+    if not seeds:
+        return None
+    rates = [
+        [item_rates([runs[seed].outcomes], metric, sets, attack, judge) for seed in seeds]
+        for runs in arms
+    ]
+    reached = [
+        None if match is None else experiment.reaches(arm, seed, match)
+        for arm in (one, other)
+        for seed in seeds
+    ]
+    return Comparison(
+        one,
+        other,
+        seeds,
+        gap_over_seeds(*rates),
+        gap_over_seeds_and_items(*rates),
+        gap_over_seeds_and_items(*rates, level=0.99),
+        False if False in reached else None if None in reached else True,
+    )
+
+
+def outcome_table(
+    experiment: Experiment, match: float | None = LEVEL, judge: str = "service"
+) -> tuple[list[str], list[list[str]]]:
+    """All outcomes by arm, in percent; by the service judge with quiz and perplexity."""
+    rows = [["seeds", *(str(len(experiment.runs(arm, match))) for arm in ARMS)]]
+    rows += [
+        [name, *(percent(outcome(experiment, arm, name, match, judge)) for arm in ARMS)]
+        for name in OUTCOMES
+    ]
+    if judge == "service":
+        for name, metric, set_, form in (
+            ("quiz, right", "accuracy", "quiz", percent),
+            ("perplexity", "perplexity", "passages", _number),
+        ):
+            cells = []
+            for arm in ARMS:
+                runs = experiment.runs(arm, match).values()
+                found = _over([find(run.result, metric, set=set_) for run in runs], np.inf)
+                cells.append(form(found))
+            rows.append([name, *cells])
+    return ["%", *ARMS], rows
+
+
+def short_table(
+    experiment: Experiment, match: float | None = LEVEL
+) -> tuple[list[str], list[list[str]]]:
+    """A row an arm: attack success and over-refusal, pooled and by set."""
+    shown = (SUCCESS, *tuple(OUTCOMES)[:4])
+    rows = [
+        [
+            arm,
+            str(len(experiment.runs(arm, match))),
+            *(percent(outcome(experiment, arm, name, match)) for name in shown),
+        ]
+        for arm in ARMS
+    ]
+    return ["arm", "seeds", "ASR,\nprefilled, %", "over-refusal,\npooled, %", *shown[2:]], rows
+
+
+def comparison_table(
+    experiment: Experiment, match: float | None = LEVEL, judge: str = "service"
+) -> tuple[list[str], list[list[str]]]:
+    """The five comparisons of pooled over-refusal, in points, and what may be said of each; at full
+    strength, where success differs, nothing is."""
+    rows = []
+    for one, other in COMPARISONS:
+        found = compare(experiment, one, other, match, judge=judge)
+        if found is None:
+            rows.append([f"{one} minus {other}", "0", *[NOT_RUN] * 4])
+            continue
+        seeds = points(found.over_seeds) if len(found.seeds) > 1 else "one seed"
+        cells = [seeds, points(found.at_95), _ends(found.at_99), found.effect]
+        rows.append([f"{one} minus {other}", str(len(found.seeds)), *cells])
+    heads = ["points", "seeds", "over seeds,\n95 %", "over seeds and\nitems, 95 %"]
+    return [*heads, "the same,\n99 %", "effect"], rows
+
+
+def progress_table(
+    experiment: Experiment, match: float = LEVEL
+) -> tuple[list[str], list[list[str]]]:
+    """A row an arm: its learning rate, which seeds are there, and at which strengths they reach the
+    level of success; with a star that which does not."""
+    rows = []
+    for arm in TRAINED:
+        chosen = experiment.learning_rate(arm)
+        scaled, tested, full = (
+            [seed for seed in SEEDS if is_whole(experiment.sweep(arm, chosen, seed))],
+            experiment.runs(arm, match),
+            experiment.runs(arm, None),
+        )
+        strengths = [
+            f"{run.strength:g}" + "*" * (not experiment.reaches(arm, seed, match))
+            for seed, run in tested.items()
+        ]
+        rows.append(
+            [
+                arm,
+                "not chosen yet" if chosen is None else f"{chosen:g}",
+                _listed(scaled),
+                _listed(tested),
+                ", ".join(strengths) or "none",
+                _listed(full),
+            ]
+        )
+    matched = f"{100 * match:.0f} %"
+    heads = ["arm", "learning\nrate", "seeds,\nvalidation", f"seeds, test\nat {matched}"]
+    return [*heads, f"strengths\nat {matched}", "seeds, test,\nfull strength"], rows
+
+
+def missing(experiment: Experiment, match: float = LEVEL) -> list[str]:
+    """What of the protocol is not there yet, a sentence each; of a whole experiment none."""
+    said = []
+    if not experiment.runs(UNDEFENDED):
+        said.append("The undefended model has not been tested.")
+    for arm in TRAINED:
+        chosen = experiment.learning_rate(arm)
+        if chosen is None:
+            there = [
+                f"{len(experiment.sweep(arm, learning_rate, 0))} of {1 + len(STRENGTHS)} strengths "
+                f"at {learning_rate:g}"
+                for learning_rate in LEARNING_RATES
+            ]
+            said.append(
+                f"{arm}: no learning rate is chosen yet, so nothing is tested; on validation items "
+                f"with seed 0 there are {' and '.join(there)}."
+            )
+            continue
+        for words, there in (
+            (f"at {100 * match:.0f} % success", experiment.runs(arm, match)),
+            ("at full strength", experiment.runs(arm, None)),
+        ):
+            if lacking := [seed for seed in SEEDS if seed not in there]:
+                said.append(f"{arm}, {words}: no test yet of seeds {_listed(lacking)}.")
+    if not experiment.others:
+        said.append("No further baseline and no control of the protocol has been run.")
+    return said
+
+
+def read_replies(
+    folder: str | os.PathLike[str] | None = None, model: str = ALIGNED_360
+) -> dict[str, list[Said]]:
+    """Replies to a few boundary-safe prompts by defense, as ``harmless_replies`` wrote them; none
+    where there is no such file. Folder as in ``read_experiment``."""
+    name = REPLIES.format(model=Path(model).name)
+    if folder is None and OWN.is_dir():
+        folder = OWN
+    try:
+        path = published(name) if folder is None else Path(folder) / name
+    except ValueError:
+        return {}
+    found: dict[str, list[Said]] = {}
+    for row in read_rows(path)[1:]:
+        said = Said(row["prompt"], row["reply"], row["label"])
+        found.setdefault(row["defense"], []).append(said)
+    return found
+
+
+def on_plane(experiment: Experiment, replies: Mapping[str, Sequence[Said]]) -> list[Place]:
+    """Every adapter at its arm's learning rate, at each strength, for the element ``tradeoff``.
+
+    Args:
+        replies: by defense, from ``read_replies``.
+    """
+    return [
+        Place(
+            arm,
+            seed,
+            strength,
+            run.success,
+            run.over_refusal,
+            tuple(replies.get(run.defense, ())),
+        )
+        for arm, seed, sweep in experiment.chosen_sweeps()
+        for strength, run in sweep.items()
+    ]
+
+
+def percent(found: Estimate | None) -> str:
+    """``"24 [18, 31]"``, in percent."""
+    return NOT_RUN if found is None else _shown(found, "{:.0f}", 100)
+
+
+def points(found: Estimate) -> str:
+    """``"-3.1 [-8.0, +1.9]"``, in points."""
+    return _shown(found, "{:+.1f}", 100)
+
+
+def _number(found: Estimate | None) -> str:
+    return NOT_RUN if found is None else _shown(found, "{:.3g}", 1)
+
+
+def _ends(found: Estimate) -> str:
+    return f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def _shown(found: Estimate, form: str, scale: float) -> str:
+    value, low, high = (form.format(scale * x) for x in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, seeds)) or "none"
