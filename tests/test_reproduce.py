@@ -47,7 +47,7 @@ def book():
 def test_committed_results_are_in_the_manifest_and_the_reverse(book):
     tasks = tasks_of(book, RESULTS)
     missing = {
-        task.path for task in tasks if task.state == "missing" and task.plan and task.plan.open
+        task.path for task in tasks if task.state == "missing" and (task.plan or task.script).open
     }
     assert [(task.path, task.why) for task in tasks if task.state != "done"] == [
         (path, "") for path in sorted(missing, key=[task.path for task in tasks].index)

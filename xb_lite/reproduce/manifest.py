@@ -133,11 +133,12 @@ class Setting:
 @dataclass(frozen=True, kw_only=True)
 class Script:
     """A result that a module or a script makes, with the words of its command, in which
-    ``{results}`` stands for the folder of results."""
+    ``{results}`` stands for the folder of results. ``open`` as of a plan."""
 
     path: str
     command: Sequence[str]
     tier: str = "cpu"
+    open: bool = False
 
 
 @dataclass(frozen=True)
