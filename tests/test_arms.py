@@ -59,7 +59,7 @@ def test_tested_runs_are_by_seed_at_matched_and_at_full_strength(whole):
 def test_with_nothing_there_nothing_is_told(tmp_path):
     found = read_experiment(tmp_path)
     assert (found.scaled, found.tested, found.others) == ([], [], ())
-    assert found.learning_rate("CB") is None and found.runs("CB") == {}
+    assert found.chosen("CB") is None and found.runs("CB") == {}
     assert found.levels() == [] and found.lowest_common_level() is None
     assert list(found.chosen_sweeps()) == []
 
@@ -84,7 +84,7 @@ def of_rates(monkeypatch, tables):
         }
 
     monkeypatch.setattr(module.Experiment, "sweep", sweep)
-    return module.Experiment().learning_rate("CB")
+    return module.Experiment().chosen("CB")
 
 
 def line(success, refused):
@@ -107,14 +107,37 @@ def test_the_rule_of_the_protocol(monkeypatch, low, high, chosen):
     assert of_rates(monkeypatch, {8e-4: low, 1.6e-3: high}) == chosen
 
 
-def test_a_rate_is_not_chosen_before_both_sweeps_are_whole(tmp_path):
+def test_until_both_sweeps_are_there_the_rate_is_the_first(tmp_path):
     some = write_experiment(tmp_path / "a", FEW, (0,), strengths=(0.5, 1.0))
-    assert read_experiment(some).learning_rate("CB") is None
     one = write_experiment(tmp_path / "b", FEW, (0,), rates=(1.6e-3,))
-    assert read_experiment(one).learning_rate("CB") is None
-    assert read_experiment(one).runs("CB") == {}  # tested, but not by a rate that the rule chose
     bare = write_experiment(tmp_path / "c", FEW, (0,), undefended=False)
-    assert read_experiment(bare).learning_rate("CB") is None
+    for folder in (some, one, bare):
+        found = read_experiment(folder)
+        assert found.chosen("CB") is None and found.learning_rate("CB") == 1.6e-3
+        assert list(found.runs("CB")) == [0] and len(found.versions()) == 1
+
+
+def test_a_sweep_ends_where_success_has_fallen_to_the_level(tmp_path):
+    def success(arm, seed, strength):
+        return 0.5 if strength < 0.75 else 0.15
+
+    write_experiment(tmp_path, FEW, (0,), strengths=(0.5, 0.75), success=success)
+    found = read_experiment(tmp_path)
+    assert found.chosen("CB") == 1.6e-3 and found.reaches("CB", 0) is True
+    assert found.reaches("CB", 0, 0.1) is None  # nobody has looked
+    write_experiment(tmp_path / "b", FEW, (0,), strengths=(0.5,), success=success)
+    assert read_experiment(tmp_path / "b").reaches("CB", 0) is None
+
+
+def test_where_the_rule_chooses_another_rate_both_tables_are_there(tmp_path, monkeypatch):
+    found = read_experiment(write_experiment(tmp_path, FEW, (0,)))
+    monkeypatch.setattr(module.Experiment, "chosen", lambda self, arm: 8e-4)
+    by_rule, first = found.versions().values()
+    assert by_rule is found and found.runs("CB") == {}  # not tested yet
+    assert list(first.runs("CB")) == [0] and first.learning_rate("CB") == 1.6e-3
+    assert found.fullest().fixed == 1.6e-3 and first.versions() == {
+        "each arm at its own learning rate": first
+    }
 
 
 def test_what_does_not_reach_the_level_is_known(tmp_path):

@@ -138,15 +138,14 @@ def test_the_table_says_what_is_not_run(whole, part, tmp_path):
 
 
 def test_what_is_missing_is_said_and_of_a_whole_one_nothing_of_the_arms(whole, part, tmp_path):
-    said = missing(part)
-    assert "XB as coded, at 20 % success: no test yet of seeds 1, 2, 3, 4." in said
-    assert "CB, at full strength: no test yet of seeds 0, 1, 2, 3, 4." in said
-    (lacking,) = [line for line in said if line.startswith("XB refusal")]
-    assert "1 of 6 strengths at 0.0008 and 1 of 6 strengths at 0.0016" in lacking
-    assert missing(read_experiment(tmp_path))[0] == "The undefended model has not been tested."
-    of_seeds = [line for line in missing(whole) if "no test yet" in line]
-    assert len(of_seeds) == 10 and all(line.endswith("seeds 3, 4.") for line in of_seeds)
-    assert len(missing(whole)) == 11
+    undefended, *said = missing(read_experiment(tmp_path))
+    assert undefended == "The undefended model has not been tested." and len(said) == 4
+    rates, matched, full, others = missing(part)
+    assert "with 0.0008 and 0.0016, of CB + data, XB refusal, XB as described; until" in rates
+    assert "No test at 20 % success yet of CB (seeds 1, 2, 3, 4); CB + data (seeds 0," in matched
+    assert "at full strength yet of CB (seeds 0, 1, 2, 3, 4);" in full and "control" in others
+    matched, full, others = missing(whole)
+    assert matched.count("(seeds 3, 4)") == full.count("(seeds 3, 4)") == 5
 
 
 def test_places_have_the_replies_of_their_own_adapter(whole, tmp_path):

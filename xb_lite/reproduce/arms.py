@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -29,6 +29,7 @@ OWN = Path(__file__).parents[2] / "results"
 TEST = "experiment"  # the plan
 SEEDS = (0, 1, 2, 3, 4)
 LEARNING_RATES = (8e-4, 1.6e-3)
+FIRST_RATE = 1.6e-3  # with which every arm is trained and tested first
 LEVEL = 0.2  # of prefilled success on validation items, at which arms are compared
 SAFE = ("boundary-safe", "xstest", "orbench")
 UNDEFENDED = "undefended"
@@ -99,11 +100,13 @@ class Run:
 @dataclass(frozen=True)
 class Experiment:
     """Results on validation items at several strengths (``scaled``), on test items (``tested``),
-    and the defenses that are of no arm (``others``)."""
+    and the defenses that are of no arm (``others``). With a ``fixed`` learning rate it is that of
+    every arm, whatever the rule says."""
 
     scaled: Sequence[Run] = ()
     tested: Sequence[Run] = ()
     others: Sequence[str] = ()
+    fixed: float | None = None
 
     def sweep(self, arm: str, learning_rate: float | None, seed: int) -> dict[float, Run]:
         """By strength what is there of one adapter on validation items, at 0 the undefended
@@ -112,9 +115,14 @@ class Experiment:
         chosen = [run for run in self.scaled if (run.arm, run.learning_rate, run.seed) in wanted]
         return {run.strength: run for run in sorted(chosen, key=lambda run: run.strength)}
 
-    def learning_rate(self, arm: str) -> float | None:
-        """The one of an arm by the rule of the protocol, on validation items with seed 0; None
-        while a result that it needs is missing.
+    def learning_rate(self, arm: str) -> float:
+        """The one at which an arm is looked at: by the rule, and while that cannot be followed, the
+        one with which all arms are tested first."""
+        return self.fixed or self.chosen(arm) or FIRST_RATE
+
+    def chosen(self, arm: str) -> float | None:
+        """The learning rate of an arm by the rule of the protocol, on validation items with seed 0;
+        None while a result that it needs is missing.
 
         Of the rates with which success falls to ``LEVEL`` the one that refuses less there; if with
         neither, the one with less success at the greatest strength; on a tie the lower rate.
@@ -133,6 +141,22 @@ class Experiment:
                 at = float(np.interp(strength, list(sweep), refused))
                 order.append((False, round(at, 9), learning_rate))
         return min(order)[-1]
+
+    def versions(self) -> dict[str, Experiment]:
+        """This one, with each arm at its learning rate, by a title; where the rule chose another
+        than the first for an arm, also all arms at the first."""
+        found = {"each arm at its own learning rate": self}
+        if any(self.learning_rate(arm) != FIRST_RATE for arm in TRAINED):
+            found[f"all arms at a learning rate of {FIRST_RATE:g}"] = replace(
+                self, fixed=FIRST_RATE
+            )
+        return found
+
+    def fullest(self) -> Experiment:
+        """Of ``versions`` that in which most arms were tested at ``LEVEL``; of equals the first."""
+        return max(
+            self.versions().values(), key=lambda of: sum(bool(of.runs(arm)) for arm in TRAINED)
+        )
 
     def runs(self, arm: str, match: float | None = LEVEL) -> dict[int | None, Run]:
         """An arm's results on test items by seed, at its learning rate; of the undefended model
@@ -158,33 +182,36 @@ class Experiment:
         return sorted(found, key=lambda level: (level != LEVEL, level))
 
     def reaches(self, arm: str, seed: int, level: float = LEVEL) -> bool | None:
-        """Whether an adapter's success falls to a level; None where not all strengths are there."""
+        """Whether an adapter's success falls to a level; None where a strength that would tell is
+        not there."""
         if arm == UNDEFENDED:
             return None
         sweep = self.sweep(arm, self.learning_rate(arm), seed)
-        return lowest(sweep) <= level if is_whole(sweep) else None
+        return lowest(sweep) <= level if is_whole(sweep, level) else None
 
     def lowest_common_level(self) -> float | None:
-        """The lowest success that all adapters reach at some strength, of those whose strengths are
-        all there; None where there are none."""
+        """The lowest success that all adapters reach at some strength that was run; None where none
+        has its sweep. Below ``LEVEL`` it is not known, as sweeps end there."""
         whole = [sweep for *_, sweep in self.chosen_sweeps() if is_whole(sweep)]
         return max(map(lowest, whole), default=None)
 
     def chosen_sweeps(self) -> Iterator[tuple[str, int, dict[float, Run]]]:
         """Arm, seed and ``sweep`` of every adapter at its arm's learning rate."""
         for arm in TRAINED:
-            chosen = self.learning_rate(arm)
-            if chosen is None:
-                continue
             for seed in SEEDS:
-                sweep = self.sweep(arm, chosen, seed)
+                sweep = self.sweep(arm, self.learning_rate(arm), seed)
                 if any(run.arm == arm for run in sweep.values()):
                     yield arm, seed, sweep
 
 
-def is_whole(sweep: dict[float, Run]) -> bool:
-    """Whether all strengths are there, and the undefended model."""
-    return sweep.keys() >= {0.0, *STRENGTHS}
+def is_whole(sweep: dict[float, Run], level: float = LEVEL) -> bool:
+    """Whether all strengths are there up to the first at which success falls to a level."""
+    for strength in (0.0, *STRENGTHS):
+        if strength not in sweep:
+            return False
+        if sweep[strength].success.value <= level:
+            break
+    return True
 
 
 def lowest(sweep: dict[float, Run]) -> float:

@@ -19,6 +19,7 @@ from xb_lite.evaluation.tradeoff import Place, Said
 from xb_lite.models.loading import ALIGNED_360
 from xb_lite.reproduce.arms import (
     ARMS,
+    FIRST_RATE,
     LEARNING_RATES,
     LEVEL,
     OWN,
@@ -29,7 +30,6 @@ from xb_lite.reproduce.arms import (
     Experiment,
     is_whole,
 )
-from xb_lite.reproduce.matching import STRENGTHS
 from xb_lite.results.frames import find, published
 from xb_lite.results.logs import read_rows
 from xb_lite.results.stats import Estimate, mean_of_runs
@@ -212,20 +212,21 @@ def progress_table(
     level of success; with a star that which does not."""
     rows = []
     for arm in TRAINED:
-        chosen = experiment.learning_rate(arm)
+        learning_rate = experiment.learning_rate(arm)
+        known = experiment.fixed or experiment.chosen(arm)
         scaled, tested, full = (
-            [seed for seed in SEEDS if is_whole(experiment.sweep(arm, chosen, seed))],
+            [s for s in SEEDS if is_whole(experiment.sweep(arm, learning_rate, s), match)],
             experiment.runs(arm, match),
             experiment.runs(arm, None),
         )
         strengths = [
-            f"{run.strength:g}" + "*" * (not experiment.reaches(arm, seed, match))
+            f"{run.strength:g}" + "*" * (experiment.reaches(arm, seed, match) is False)
             for seed, run in tested.items()
         ]
         rows.append(
             [
                 arm,
-                "not chosen yet" if chosen is None else f"{chosen:g}",
+                f"{learning_rate:g}" + ("" if known else " (first)"),
                 _listed(scaled),
                 _listed(tested),
                 ", ".join(strengths) or "none",
@@ -242,25 +243,21 @@ def missing(experiment: Experiment, match: float = LEVEL) -> list[str]:
     said = []
     if not experiment.runs(UNDEFENDED):
         said.append("The undefended model has not been tested.")
-    for arm in TRAINED:
-        chosen = experiment.learning_rate(arm)
-        if chosen is None:
-            there = [
-                f"{len(experiment.sweep(arm, learning_rate, 0))} of {1 + len(STRENGTHS)} strengths "
-                f"at {learning_rate:g}"
-                for learning_rate in LEARNING_RATES
-            ]
-            said.append(
-                f"{arm}: no learning rate is chosen yet, so nothing is tested; on validation items "
-                f"with seed 0 there are {' and '.join(there)}."
-            )
-            continue
-        for words, there in (
-            (f"at {100 * match:.0f} % success", experiment.runs(arm, match)),
-            ("at full strength", experiment.runs(arm, None)),
-        ):
-            if lacking := [seed for seed in SEEDS if seed not in there]:
-                said.append(f"{arm}, {words}: no test yet of seeds {_listed(lacking)}.")
+    unknown = [arm for arm in TRAINED if not (experiment.fixed or experiment.chosen(arm))]
+    if unknown:
+        rates = " and ".join(f"{learning_rate:g}" for learning_rate in LEARNING_RATES)
+        said.append(
+            f"The learning rate is not chosen yet, until seed 0 is there on validation items with "
+            f"{rates}, of {', '.join(unknown)}; until then it is {FIRST_RATE:g}."
+        )
+    for words, level in ((f"at {100 * match:.0f} % success", match), ("at full strength", None)):
+        lacking = {
+            arm: [seed for seed in SEEDS if seed not in experiment.runs(arm, level)]
+            for arm in TRAINED
+        }
+        gaps = [f"{arm} (seeds {_listed(seeds)})" for arm, seeds in lacking.items() if seeds]
+        if gaps:
+            said.append(f"No test {words} yet of {'; '.join(gaps)}.")
     if not experiment.others:
         said.append("No further baseline and no control of the protocol has been run.")
     return said
