@@ -69,7 +69,7 @@ class Official:
             boundary-safe ones). A response is then erased or kept whatever was asked; without it a
             defense may learn to look at the request alone.
         end_of_turn: True puts the template's end of turn behind every response. The official code
-            has none, so the model is never asked to keep ending a turn.
+            has it behind whole UltraChat conversations alone, which the template renders.
         refusals: the harmful requests with the model's own refusals among what is retained; None:
             as officially, of all families but Mistral.
         order: ``"official"`` shuffles as the official code and its Trainer do from their own seeds;
