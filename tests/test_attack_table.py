@@ -10,10 +10,11 @@ from tiny import tiny_model
 from xb_lite.attacks.catalog import ATTACKS
 from xb_lite.attacks.table import where_it_breaks
 from xb_lite.judges.strings import XSTEST
+from xb_lite.models.loading import ALIGNED_360
 from xb_lite.models.precision import Precision
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.subjects import Subject
-from xb_lite.reproduce import attacked, guarded
+from xb_lite.reproduce import attacked, combined, guarded
 from xb_lite.reproduce.manifest import load_manifest
 from xb_lite.results.contract import provenance, read_result, write_result
 from xb_lite.results.stats import wilson
@@ -85,21 +86,56 @@ def test_budgets_that_differ_are_not_shown_as_one(tmp_path):
     assert where_it_breaks(tmp_path)[1][0][-1] == "not the same everywhere"
 
 
-def test_the_manifest_has_every_attack_on_every_defense_and_the_guard():
+def test_the_manifest_has_what_chapter_8_reports():
     scripts = load_manifest(Path(attacked.__file__).with_name("together.json")).scripts
-    assert len(scripts) == len({s.path for s in scripts}) == 5 * len(ATTACKS) + 5
+    assert len(scripts) == len({s.path for s in scripts})
+    tried = {}
     for script in scripts:
-        module, what, *words = script.command
-        options = dict(zip(words[::2], words[1::2], strict=True))
-        parts = [options.get("--adapter"), options.get("--prompt")]
-        defense = "+".join(filter(None, parts)) or "none"
-        if module == guarded.__name__:
+        module, *words = script.command
+        what = words.pop(0) if not words[0].startswith("--") else None
+        defense = _defense(words)
+        if module == attacked.__name__:
+            tried.setdefault(defense, {})[what] = words
+            assert script.path == f"cpu/attacks/{ALIGNED_360}/{defense}/{what}.json"
+        elif module == combined.__name__:
+            assert script.path == f"cpu/together/{ALIGNED_360}/{defense}.json"
+        else:
+            assert module == guarded.__name__
             assert script.path.endswith(f"/{defense if what == 'replies' else what}.json")
-            continue
-        assert module == attacked.__name__
-        assert script.path.endswith(f"/{defense}/{what}.json")
-        if what == "subtracted-guess":  # of another defense than the one that is attacked
-            assert options.get("--guess", "circuit-breakers") != options.get("--adapter")
+    # An attack on a defense says something beside what it does to the undefended model alone.
+    assert set(tried["none"]) == set(ATTACKS) == set(tried["x-boundary-360"])
+    for defense, attacks in tried.items():
+        assert {"openings", "best-of-n", "adaptive-turns"} <= set(attacks)
+        for name, words in attacks.items():
+            assert _budget(words) == _budget(tried["none"][name])
+            if name == "subtracted-guess":  # of another defense than the one that is attacked
+                guess = words[words.index("--guess") + 1] if "--guess" in words else attacked.GUESS
+                assert guess != defense
+
+
+def _defense(words):
+    options = dict(zip(words, words[1:], strict=False))
+    return "+".join(filter(None, map(options.get, ("--adapter", "--prompt")))) or "none"
+
+
+def _budget(words):
+    kept = [k for k, word in enumerate(words) if word in ("--items", "--set")]
+    return [words[k : k + 3] for k in kept]
+
+
+def test_what_is_finished_is_not_run_again(monkeypatch, tmp_path, capsys):
+    def none(*_):
+        raise AssertionError("judges are loaded for nothing")
+
+    subject = Subject("m", "d", None)
+    monkeypatch.setattr(attacked, "local_subject", lambda name, precision, adapter=None: subject)
+    monkeypatch.setattr(attacked, "precision_of", lambda name: FP32)
+    monkeypatch.setattr(attacked, "judges", none)
+    monkeypatch.setattr(attacked, "tier", lambda: "cpu")
+    result(tmp_path / "cpu/attacks/m", "none", "openings", (19, 1))
+    monkeypatch.setattr("sys.argv", ["attacked", "openings", "--results", str(tmp_path)])
+    attacked.main()
+    assert "openings.json is there already" in capsys.readouterr().out
 
 
 def test_the_command_writes_a_result_for_the_table(tokenizer, monkeypatch, tmp_path, capsys):

@@ -54,7 +54,7 @@ class Budgeted:
 
     name: ClassVar[str]
     source: ClassVar[str]
-    at_once: ClassVar[int] = 16
+    at_once: ClassVar[int] = 20
     placebo: bool = False
 
     @property

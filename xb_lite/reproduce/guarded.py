@@ -1,7 +1,7 @@
 """What the streaming guard catches, what it ends by mistake, and what it costs, part by part.
 
     python -m xb_lite.reproduce.guarded look-alikes
-    python -m xb_lite.reproduce.guarded replies --adapter x-boundary
+    python -m xb_lite.reproduce.guarded replies --adapter x-boundary-360
     python -m xb_lite.reproduce.guarded streams
 
 ``look-alikes``: false alarms on harmless replies that look odd (``corpora.load_look_alikes``), by
@@ -42,7 +42,7 @@ from xb_lite.judges.named import judges_named
 from xb_lite.judges.strings import Judge
 from xb_lite.models.adapters import published_adapter
 from xb_lite.models.cached import DEFAULT
-from xb_lite.models.loading import ALIGNED, model_digest, precision_of
+from xb_lite.models.loading import ALIGNED_360, model_digest, precision_of
 from xb_lite.models.precision import Precision
 from xb_lite.replies.cache import ask
 from xb_lite.replies.subjects import Subject, local_subject
@@ -205,7 +205,7 @@ def main() -> None:
     args = parser.parse_args()
     started, precision = datetime.now(UTC), precision_of(DEFAULT)
     detectors = [(_name(one), one) for one in detectors_named(args.detectors)]
-    model = {"name": ALIGNED, "digest": model_digest(ALIGNED)}
+    model = {"name": ALIGNED_360, "digest": model_digest(ALIGNED_360)}
     adapter, set_, part = None, args.part, args.part
     if args.part == "look-alikes":
         texts = [row.text for row in load_look_alikes()]
@@ -216,14 +216,14 @@ def main() -> None:
         rows += [row for name, one in detectors for row in stream_rows(Guard([one], HOLD), name)]
     else:
         folder = published_adapter(args.adapter) if args.adapter else None
-        subject = local_subject(ALIGNED, precision, folder)
+        subject = local_subject(ALIGNED_360, precision, folder)
         items = asked(args.limit)
         texts, set_ = [item.request for item in items], "harmful, boundary-safe, benign"
         judge = judges_named(["service"])[0]
         rows = reply_rows(subject, precision, detectors, judge, items)
         rows.append(speaking_row(subject))
         adapter, part = subject.adapter, subject.defense
-    path = Path(args.results) / tier() / "guard" / ALIGNED / f"{part}.json"
+    path = Path(args.results) / tier() / "guard" / ALIGNED_360 / f"{part}.json"
     write_result(
         path,
         {
