@@ -6,7 +6,15 @@ from xb_lite.data.items import PREFILL
 from xb_lite.exercises import threat_models
 from xb_lite.exercises import together as check
 from xb_lite.exercises.threat_models import _MISREADINGS, EVIDENCE, STATEMENTS, SUPPORTED, supports
-from xb_lite.exercises.together import _WRONG, CASES, HOLD, REFUSED, broken_guard, sound_guard
+from xb_lite.exercises.together import (
+    _MISCOUNTS,
+    _WRONG,
+    CASES,
+    HOLD,
+    REFUSED,
+    broken_guard,
+    sound_guard,
+)
 from xb_lite.exercises.verdicts import NOT_YET
 from xb_lite.results.stats import wilson
 
@@ -15,11 +23,40 @@ def stub(*_):
     return ...
 
 
-@pytest.mark.parametrize("name", ["prefill", "blind_spot", "mended", "verdict", "claims"])
+@pytest.mark.parametrize(
+    "name", ["both_fail", "prefill", "blind_spot", "mended", "verdict", "claims"]
+)
 def test_stubs_are_not_attempted(name):
-    for untouched in (..., None) + ((stub,) if name in ("mended", "verdict") else ()):
+    for untouched in (..., None) + ((stub,) if name in ("both_fail", "mended", "verdict") else ()):
         found = getattr(check, name)(untouched)
         assert (found.right, found.text) == (None, NOT_YET)
+
+
+# Do they fail on the same items?
+
+
+def test_the_overlap_is_counted_and_expected():
+    assert check.both_fail(check.overlap).right
+    assert [check.overlap(*row) for row in check.FAILED] == [(2, 2.0), (3, 0.9), (0, 0.4)]
+
+
+@pytest.mark.parametrize("words", _MISCOUNTS)
+def test_miscounts_are_told_apart(words):
+    found = check.both_fail(_MISCOUNTS[words])
+    assert found.right is False and found.text == words
+
+
+@pytest.mark.parametrize(
+    ("mine", "words"),
+    [
+        (3, "a function is wanted"),
+        (lambda one, other: 3, "Two numbers"),
+        (lambda one, other: (7, 7), "it gives (7, 7), not (2, 2.0)"),
+    ],
+)
+def test_other_mistakes_of_the_overlap(mine, words):
+    found = check.both_fail(mine)
+    assert found.right is False and words in found.text
 
 
 # A prefill that passes

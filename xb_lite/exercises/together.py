@@ -1,14 +1,16 @@
-"""Checks of the exercises of 08_together: a prefill that passes, the blind spot of a guard, and a
-threat model that the evidence supports.
+"""Checks of the exercises of 08_together: do two defenses fail on the same items, a prefill that
+passes, the blind spot of a guard, and a threat model that the evidence supports.
 
-Nothing harmful is asked here: the model of the first exercise is a few lines of Python that guard a
-recipe for tea, and the tokens of the second are words.
+Nothing harmful is asked here: the model that is prefilled is a few lines of Python that guard a
+recipe for tea, and the tokens of the guard are words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+
+import numpy as np
 
 from xb_lite.data.items import PREFILL
 from xb_lite.exercises.threat_models import EVIDENCE, STATEMENTS, claims, verdict
@@ -28,6 +30,7 @@ __all__ = [
     "Prediction",
     "blind_spot",
     "broken_guard",
+    "both_fail",
     "claims",
     "mended",
     "predict",
@@ -39,6 +42,75 @@ __all__ = [
 SECRET = "steep the leaves for three minutes"
 TRAINED = tuple(PREFILL.lower().replace(",", "").split())  # what the toy's defense was trained on
 LONGEST = 12  # words of a prefill
+
+
+# ------------------------------------------------------------ do they fail on the same items?
+
+FAILED: tuple[tuple[list[bool], list[bool]], ...] = (  # of each item, whether a defense let it pass
+    ([True] * 4 + [False] * 4, [True] * 2 + [False] * 2 + [True] * 2 + [False] * 2),
+    ([True] * 3 + [False] * 7, [True] * 3 + [False] * 7),
+    ([True, False, False, False, False], [False, True, True, False, False]),
+)
+
+
+def overlap(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, float]:
+    """On how many items both failed, and on how many they would if they failed independently."""
+    both = sum(a and b for a, b in zip(one, other, strict=True))
+    return both, sum(one) * sum(other) / len(one)
+
+
+def both_fail(answer: Callable | object) -> Verdict:
+    """The reader's ``both_fail(one, other)``, as ``overlap`` does it."""
+    if not attempted(answer):
+        return Verdict(None, NOT_YET)
+    if not callable(answer):
+        return Verdict(False, f"This is a {type(answer).__name__}; a function is wanted.")
+    found = [called(answer, list(one), list(other)) for one, other in FAILED]
+    if not any(map(attempted, found)):
+        return Verdict(None, NOT_YET)
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in found):
+        return Verdict(False, "Two numbers are wanted: how many were found, how many expected.")
+    given = [tuple(float(x) for x in pair) for pair in found]
+    for words, function in {
+        "Found below expected is what two defenses are for; about equal is independent; above is "
+        "one defense twice.": overlap,
+        **_MISCOUNTS,
+    }.items():
+        wanted = [tuple(map(float, function(one, other))) for one, other in FAILED]
+        if np.allclose(given, wanted):
+            return Verdict(function is overlap, words)
+    first = next(k for k, row in enumerate(FAILED) if given[k] != tuple(map(float, overlap(*row))))
+    return Verdict(
+        False, f"Of {FAILED[first]} it gives {found[first]}, not {overlap(*FAILED[first])}."
+    )
+
+
+_MISCOUNTS: dict[str, Callable] = {
+    "The product of two rates is a rate: times the number of items it is a count.": (
+        lambda one, other: (overlap(one, other)[0], overlap(one, other)[1] / len(one))
+    ),
+    "The second is the smaller of the two counts, which is the most that there can be.": (
+        lambda one, other: (overlap(one, other)[0], min(sum(one), sum(other)))
+    ),
+    "The first counts items on which either failed; on both is wanted.": (
+        lambda one, other: (
+            sum(a or b for a, b in zip(one, other, strict=True)),
+            overlap(one, other)[1],
+        )
+    ),
+    "The first counts items on which they agree, and so those that both stopped.": (
+        lambda one, other: (
+            sum(a == b for a, b in zip(one, other, strict=True)),
+            overlap(one, other)[1],
+        )
+    ),
+    "These are of the items that were stopped: True is an attack that passed.": (
+        lambda one, other: overlap([not a for a in one], [not b for b in other])
+    ),
+    "The two numbers are exchanged: first what was found.": (
+        lambda one, other: overlap(one, other)[::-1]
+    ),
+}
 
 
 # ---------------------------------------------------------------------- a prefill that passes
