@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
+from xb_lite.attacks import table
 from xb_lite.attacks.catalog import ATTACKS
 from xb_lite.attacks.table import where_it_breaks
 from xb_lite.judges.strings import XSTEST
@@ -16,7 +17,9 @@ from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.subjects import Subject
 from xb_lite.reproduce import attacked, combined, guarded
 from xb_lite.reproduce.manifest import load_manifest
+from xb_lite.results import frames
 from xb_lite.results.contract import provenance, read_result, write_result
+from xb_lite.results.frames import write_index
 from xb_lite.results.stats import wilson
 
 FP32 = Precision("cpu", torch.float32, None, "tests")
@@ -78,6 +81,18 @@ def test_the_table_says_where_it_breaks_and_which_attack_is_weak(tmp_path):
     ]
     with pytest.raises(ValueError, match="no result of an attack"):
         where_it_breaks(tmp_path / "nowhere")
+
+
+def test_the_book_s_own_results_are_read_by_name(tmp_path, monkeypatch):
+    result(tmp_path, "none", "strong", (19, 1))
+    result(tmp_path, "x-boundary", "strong", (4, 0))
+    for defense in ("none", "x-boundary"):
+        write_index(tmp_path / defense)
+    monkeypatch.setattr(table, "published", lambda name: tmp_path.parent / name)
+    monkeypatch.setattr(frames, "published", lambda name: tmp_path.parent / name)
+    monkeypatch.chdir(tmp_path / "none")
+    heads, rows = where_it_breaks(tmp_path.name, defenses=["none", "x-boundary"])
+    assert heads == ["attack", "none", "x-boundary", "budget"] and len(rows) == 1
 
 
 def test_budgets_that_differ_are_not_shown_as_one(tmp_path):

@@ -1,6 +1,7 @@
 """Chapter 8's checks: solutions pass, stubs are silent, and known mistakes get their words."""
 
 import pytest
+from exercise_pages import cells_of, solutions_of, stubs_of
 
 from xb_lite.data.items import PREFILL
 from xb_lite.exercises import threat_models
@@ -18,9 +19,39 @@ from xb_lite.exercises.together import (
 from xb_lite.exercises.verdicts import NOT_YET
 from xb_lite.results.stats import wilson
 
+CELLS = cells_of("08_together")
+NAMES = {  # by check, what the page calls the reader's answer
+    "both_fail": "both_fail",
+    "prefill": "my_prefill",
+    "blind_spot": "my_tokens",
+    "mended": "guard",
+    "verdict": "verdict",
+    "claims": "my_claims",
+}
+SOLUTIONS = solutions_of(CELLS)
+STUBS = stubs_of(CELLS, NAMES)
+
 
 def stub(*_):
     return ...
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_solution_in_the_notebook_passes(name):
+    mine = NAMES[name]
+    (code,) = [code for code in SOLUTIONS if f"def {mine}(" in code or f"{mine} =" in code]
+    there = {"check": check}
+    exec(code, there)
+    verdict = getattr(check, name)(there[mine])
+    assert verdict.right, str(verdict)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stub_in_the_notebook_is_not_attempted(name):
+    there = {"check": check}
+    exec(STUBS[name], there)
+    verdict = getattr(check, name)(there[NAMES[name]])
+    assert verdict.right is None and verdict.text == NOT_YET
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xb_lite.results.contract import named, read_result
+from xb_lite.results.frames import INDEX, published, published_results
 
 WORKS = 0.9  # of the undefended model; an attack that reaches less is weak here
 PLACEBO = ", placebo"
@@ -26,18 +27,19 @@ def where_it_breaks(
 
     Args:
         folder: ``<results>/<tier>/attacks/<model>``, with a folder for each defense and in it a
-            result for each attack.
+            result for each attack; or such a folder of the book's own ``results/``, by name.
         judge: whose labels count.
-        defenses: the columns, in this order; default: all, ``none`` first.
+        defenses: the columns, in this order; default: all of a folder on disk, ``none`` first.
 
     Raises:
-        ValueError: there is no result in the folder, or one is damaged.
+        ValueError: there is no result in the folder, or one is damaged; or ``defenses`` are not
+            given of a folder that is not on disk.
 
     Example:
         >>> html_table(*where_it_breaks("results/cpu/attacks/some-model"))  # doctest: +SKIP
     """
-    paths = sorted(Path(folder).glob("*/*.json"))
-    found = [named(read_result(path), path) for path in paths if path.name != "index.json"]
+    paths = _paths(folder, defenses)
+    found = [named(read_result(path), path) for path in paths]
     if not found:
         raise ValueError(f"{folder} has no result of an attack: run one first.")
     cells: dict[str, dict[str, list[dict]]] = {}
@@ -55,6 +57,16 @@ def where_it_breaks(
             [_title(attack, by_defense.get("none", []), judge), *shown, _budget(by_defense)]
         )
     return ["attack", *columns, "budget"], rows
+
+
+def _paths(folder: str | os.PathLike[str], defenses: Sequence[str] | None) -> list[Path]:
+    if Path(folder).is_dir():
+        return [p for p in sorted(Path(folder).glob("*/*.json")) if p.name != INDEX.name]
+    return [
+        published(f"{folder}/{defense}/{name}.json")
+        for defense in defenses or ()
+        for name in published_results(f"{folder}/{defense}")
+    ]
 
 
 def _asr(rows: Sequence[dict], judge: str, placebo: bool) -> dict | None:

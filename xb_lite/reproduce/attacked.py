@@ -92,7 +92,9 @@ def _attack(
     """Run one attack and its placebo, write the result and print it."""
     started, rows = datetime.now(UTC), []
     items = spread(load_items("harmful", "test"), args.items)
-    decoding, changes = Decoding(args.tokens), dict(map(parse_change, args.changes))
+    decoding = Decoding(args.tokens)
+    given_changes = dict(map(parse_change, args.changes))
+    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in given_changes.items()}
     for placebo in (False, True):
         attack = attack_named(name, placebo=placebo, **given, **changes)
         log = folder / f"{name}{'-placebo' if placebo else ''}.jsonl"
