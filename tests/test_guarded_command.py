@@ -70,7 +70,7 @@ def test_replies_are_told_apart_by_what_the_judge_says(measure):
         ("benign", "direct"),
     }
     assert {row["metric"] for row in ended} == {"ended, gibberish", "ended, complied"}
-    assert sum(row["n"] for row in ended) == 4 + 2 + 2
+    assert sum(row["n"] for row in ended) == 4 + 4 + 4
     seconds = {row["attack"] for row in result["rows"] if row["metric"] == "seconds a token"}
     assert seconds == {"guard", "model"}
 

@@ -54,7 +54,7 @@ from xb_lite.serve.requests import Asked
 from xb_lite.serve.upstreams import Tell
 from xb_lite.session import tier
 
-DECODING = Decoding(64)
+DECODING = Decoding(32)  # as in combined.py, so that the replies are in the cache
 HOLD = 16
 STREAMS = 64
 STREAM = (
@@ -129,9 +129,9 @@ def reply_rows(
 
 
 def asked(limit: int) -> list[Item]:
-    """Harmful prompts with the prefill, and half as many plain ones of each other kind."""
+    """Harmful prompts with the prefill, and as many plain ones of each other kind."""
     harmful = attacked(spread(load_items("harmful", "test"), limit), "prefill")
-    others = (spread(load_items(kind, "test"), limit // 2) for kind in ("boundary-safe", "benign"))
+    others = (spread(load_items(kind, "test"), limit) for kind in ("boundary-safe", "benign"))
     return [*harmful, *(item for group in others for item in group)]
 
 
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("part", choices=("look-alikes", "replies", "streams"))
     parser.add_argument("--adapter", help="of the replies: one of the book's own, by name")
     parser.add_argument("--detectors", nargs="+", default=["gibberish", "probe"])
-    parser.add_argument("--limit", type=int, default=40, help="harmful prompts (default: 40)")
+    parser.add_argument("--limit", type=int, default=20, help="of each kind (default: 20)")
     parser.add_argument("--results", default="results", help="folder (default: results)")
     args = parser.parse_args()
     started, precision = datetime.now(UTC), precision_of(DEFAULT)
