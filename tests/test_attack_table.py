@@ -120,7 +120,7 @@ def test_the_manifest_has_what_chapter_8_reports():
     # An attack on a defense says something beside what it does to the undefended model alone.
     assert set(tried["none"]) == set(ATTACKS) == set(tried["x-boundary-360"])
     for defense, attacks in tried.items():
-        assert {"openings", "best-of-n", "adaptive-turns"} <= set(attacks)
+        assert "openings" in attacks
         for name, words in attacks.items():
             assert _budget(words) == _budget(tried["none"][name])
             if name == "subtracted-guess":  # of another defense than the one that is attacked
