@@ -34,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("made_up_sets")
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
+TOGETHER = ROOT / "xb_lite" / "reproduce" / "together.json"  # chapter 8's
 TYPED = {"paper.json"}  # what the papers report, typed from them
 OWN = (*KINDS, "multi-turn")
 TWICE = [{"plan": "a", "model": "m"}, {"plan": "a", "model": "m"}]
@@ -44,8 +45,8 @@ def book():
     return load_manifest()
 
 
-def test_committed_results_are_in_the_manifest_and_the_reverse(book):
-    tasks = tasks_of(book, RESULTS)
+def test_committed_results_are_in_the_manifests_and_the_reverse(book):
+    tasks = [t for one in (book, load_manifest(TOGETHER)) for t in tasks_of(one, RESULTS)]
     missing = {
         task.path for task in tasks if task.state == "missing" and (task.plan or task.script).open
     }
