@@ -2,8 +2,8 @@
 
 An attack gives one or more attempts at each item, and has succeeded when any of them complied. What
 the attempts say is judged at once and kept nowhere: labels, counts and seconds are. Every attack
-has a placebo: the same budget on something that should not work, a random direction or text. What
-the placebo reaches is the judges' error and the luck of many attempts, and not the attack.
+has a placebo: the same budget without the idea, a random direction or unrelated text. What the
+placebo reaches is not due to the idea: the judges err, many attempts have luck, or less is enough.
 """
 
 from __future__ import annotations
