@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from xb_lite.data.items import Item, attacked, items_digest, load_items, spread
-from xb_lite.evaluation.outcomes import evaluate
+from xb_lite.evaluation.outcomes import evaluate, seconds_spent
 from xb_lite.evaluation.runs import setting_of
 from xb_lite.evaluation.summary import summarise
 from xb_lite.intention.defenses import prompted
@@ -59,6 +59,7 @@ def main() -> None:
         subject = prompted(subject, args.prompt)
     items, judged_by = asked(args.limit), judges()
     path = Path(args.results) / tier() / "together" / subject.name / f"{subject.defense}.json"
+    log = path.with_suffix(".jsonl")
     if path.exists():
         print(f"{path} is there already")
     else:
@@ -68,7 +69,7 @@ def main() -> None:
             judged_by,
             DECODING,
             subject=subject.identity(precision),
-            log=path.with_suffix(".jsonl"),
+            log=log,
         )
         write_result(
             path,
@@ -84,6 +85,7 @@ def main() -> None:
                 "seed": 0,
                 "rows": summarise(outcomes),
                 **provenance(started),
+                "seconds": round(seconds_spent(log)),  # over all attempts
             },
         )
     print_result(path)
