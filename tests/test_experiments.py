@@ -276,6 +276,24 @@ def test_replies_are_judged_by_those_asked_to(tmp_path, monkeypatch):
     assert {row["judge"] for row in rows} == {"xstest", "intention-analysis"}
 
 
+def test_what_is_not_measured_does_not_change_where_a_subject_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    here, precision = Subject("polite", "polite", Polite(), model=object()), choose_precision()
+    path = evaluate_subject(
+        here,
+        plan(["benign"], [], limit=1),
+        precision,
+        Decoding(),
+        tmp_path,
+        capability=False,
+        judged_by=[XSTEST],
+    )
+    result = read_result(path)
+    assert result["setting"]["precision"] == str(precision)
+    assert "server" not in result["hardware"]
+    assert not {"accuracy", "perplexity"} & {row["metric"] for row in result["rows"]}
+
+
 # The tokenizer of the tests with a template that shows whole dialogues, as Llama Guard's does.
 GUARD = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
 

@@ -67,6 +67,7 @@ def evaluate_subject(
     split: str = "test",
     tasks: Sequence[str] = (),
     task_limit: int | None = None,
+    capability: bool = True,
     judged_by: Sequence[Judge] | None = None,
     more_rows: Callable[[], list[dict]] = list,
     resume: bool = True,
@@ -85,6 +86,8 @@ def evaluate_subject(
         split: of ``items``, and of what capability is measured on.
         tasks: names of lm-evaluation-harness tasks, measured as well, on the first ``task_limit``
             items of each (see ``harness_rows``).
+        capability: False leaves out the quiz and the passages of ``capability_rows``, as they are
+            left out for a subject behind a server.
         judged_by: default: ``judges``.
         more_rows: what else the result holds; called once all items are judged.
         resume: False asks and judges these items anew, and writes the result again.
@@ -136,7 +139,8 @@ def evaluate_subject(
     )
     rows, measured = summarise(outcomes), time.monotonic()
     with precision.autocast():
-        rows += capability_rows(subject, split)
+        if capability:
+            rows += capability_rows(subject, split)
         if tasks:
             rows += harness_rows(subject.model, subject.tokenizer, tasks, task_limit)
     rows += more_rows()

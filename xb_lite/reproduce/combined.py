@@ -13,20 +13,15 @@ item, which says what failed on which item.
 from __future__ import annotations
 
 import argparse
-from datetime import UTC, datetime
 from pathlib import Path
 
-from xb_lite.data.items import Item, attacked, items_digest, load_items, spread
-from xb_lite.evaluation.outcomes import evaluate, seconds_spent
-from xb_lite.evaluation.runs import setting_of
-from xb_lite.evaluation.summary import summarise
+from xb_lite.data.items import Item, attacked, load_items, spread
+from xb_lite.evaluation.runs import evaluate_subject
 from xb_lite.intention.defenses import prompted
-from xb_lite.judges.named import judges
 from xb_lite.models.adapters import published_adapter
 from xb_lite.models.loading import ALIGNED_360, precision_of
 from xb_lite.replies.subjects import local_subject
 from xb_lite.replies.types import Decoding
-from xb_lite.results.contract import provenance, write_result
 from xb_lite.results.tables import print_result
 from xb_lite.session import tier
 
@@ -52,42 +47,19 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=20, help="of each kind (default: 20)")
     parser.add_argument("--results", default="results", help="folder (default: results)")
     args = parser.parse_args()
-    started, precision = datetime.now(UTC), precision_of(ALIGNED_360)
+    precision = precision_of(ALIGNED_360)
     folder = published_adapter(args.adapter) if args.adapter else None
     subject = local_subject(ALIGNED_360, precision, folder)
     if args.prompt:
         subject = prompted(subject, args.prompt)
-    items, judged_by = asked(args.limit), judges()
-    path = Path(args.results) / tier() / "together" / subject.name / f"{subject.defense}.json"
-    log = path.with_suffix(".jsonl")
-    if path.exists():
-        print(f"{path} is there already")
-    else:
-        outcomes = evaluate(
-            subject.backend,
-            items,
-            judged_by,
-            DECODING,
-            subject=subject.identity(precision),
-            log=log,
-        )
-        write_result(
-            path,
-            {
-                "model": {"name": subject.name, "digest": subject.digest},
-                "adapter": subject.adapter,
-                "data": {
-                    "set": ", ".join(dict.fromkeys(item.set for item in items)),
-                    "split": "test",
-                    "digest": items_digest(items),
-                },
-                "setting": setting_of(subject, precision, DECODING, judged_by),
-                "seed": 0,
-                "rows": summarise(outcomes),
-                **provenance(started),
-                "seconds": round(seconds_spent(log)),  # over all attempts
-            },
-        )
+    path = evaluate_subject(
+        subject,
+        asked(args.limit),
+        precision,
+        DECODING,
+        Path(args.results) / tier() / "together",
+        capability=False,
+    )
     print_result(path)
 
 

@@ -120,8 +120,6 @@ def _make(
     with subject_of(setting, task.seed, precision, plan.edition) as subject:
         if task.setting.match is not None:  # its name says what was asked for
             subject = replace(subject, defense=task.setting.defense(task.seed))
-        if not plan.capability:
-            subject = replace(subject, model=None, tokenizer=None)
         place = folder / plan.folder
         log = folder / Path(task.path).with_suffix(".jsonl")
 
@@ -139,6 +137,7 @@ def _make(
             place,
             split=plan.split,
             tasks=plan.tasks,
+            capability=plan.capability,
             judged_by=_judges(tuple(plan.judges)),
             more_rows=more,
         )
