@@ -16,6 +16,8 @@ from xb_lite.results.contract import named, read_result
 # What a reader looks at first, in this order; the file has more.
 SHOWN = ("asr", "asr-any-turn", "asr-last-turn", "orr", "served")
 
+LONG = 36  # characters of a line: longer ones are sentences
+
 TITLES = {
     "asr": "ASR",
     "asr-any-turn": "ASR, any turn",
@@ -56,12 +58,16 @@ def as_html(result: dict, metrics: Iterable[str] = SHOWN) -> str:
 
 def html_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table for a page, of texts; it scrolls sideways where the page is narrow. A line break in a
-    cell is one on the page."""
+    cell is one on the page; sentences are broken where they must, numbers and names are not."""
+
+    def cell(text: str, tag: str) -> str:
+        is_long = max(map(len, text.split("\n"))) > LONG
+        flow = "min-width:14em" if is_long else "white-space:nowrap"
+        look = f"{flow};padding:2px 6px;text-align:left"
+        return f'<{tag} style="{look}">{escape(text).replace(chr(10), "<br>")}</{tag}>'
 
     def line(cells: Iterable[str], tag: str) -> str:
-        look = 'style="white-space:nowrap;padding:2px 6px;text-align:left"'
-        texts = (escape(cell).replace("\n", "<br>") for cell in cells)
-        return f"<tr>{''.join(f'<{tag} {look}>{text}</{tag}>' for text in texts)}</tr>"
+        return f"<tr>{''.join(cell(text, tag) for text in cells)}</tr>"
 
     body = "".join(line(row, "td") for row in rows)
     table = f"<table><thead>{line(heads, 'th')}</thead><tbody>{body}</tbody></table>"
