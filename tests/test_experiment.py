@@ -8,14 +8,16 @@ import pytest
 from made_experiment import TEST, write_experiment, write_replies
 
 from xb_lite.evaluation.seeds import gap_over_seeds, gap_over_seeds_and_items
-from xb_lite.reproduce.arms import ARMS, OWN, SAFE, TRAINED, read_experiment
+from xb_lite.reproduce.arms import ARMS, OWN, SAFE, TRAINED, UNDEFENDED, read_experiment
 from xb_lite.reproduce.experiment import (
     COMPARISONS,
     NOT_RUN,
     OUTCOMES,
     PRIMARY,
+    SUCCESS,
     compare,
     comparison_table,
+    difference_table,
     missing,
     on_plane,
     outcome,
@@ -105,6 +107,25 @@ def test_a_comparison_is_of_the_seeds_that_both_have(tmp_path):
     write_experiment(tmp_path, ("CB",), (0, 1, 2))
     write_experiment(tmp_path, ("XB as coded",), (0, 2))
     assert compare(read_experiment(tmp_path), "XB as coded", "CB").seeds == (0, 2)
+
+
+def test_the_undefended_model_stands_beside_every_seed(whole, part, tmp_path):
+    found = compare(whole, "CB", UNDEFENDED)
+    of_arm, of_none = (outcome(whole, arm, PRIMARY).value for arm in ("CB", UNDEFENDED))
+    assert found.seeds == (0, 1, 2) and found.over_seeds.value == pytest.approx(of_arm - of_none)
+    assert found.effect == "success not matched"
+    assert compare(part, "CB", UNDEFENDED).seeds == (0,)
+    assert compare(read_experiment(tmp_path), "CB", UNDEFENDED) is None
+
+
+def test_differences_of_an_outcome_have_no_verdict(whole, part):
+    heads, rows = difference_table(whole, COMPARISONS, SUCCESS)
+    assert len(heads) == 4 and [len(row) for row in rows] == [4] * 5
+    (row,) = difference_table(whole, [("XB as described", "CB")], SUCCESS)[1]
+    gap = compare(whole, "XB as described", "CB", name=SUCCESS).over_seeds.value
+    assert row[:2] == ["XB as described minus CB", "3"] and row[2].startswith(f"{100 * gap:+.1f} [")
+    (row, other) = difference_table(part, [("CB", UNDEFENDED), ("CB + data", "CB")], PRIMARY)[1]
+    assert row[1:3] == ["1", "one seed"] and other[1:] == ["0", NOT_RUN, NOT_RUN]
 
 
 def test_five_comparisons_between_arms():

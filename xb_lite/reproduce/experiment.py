@@ -52,6 +52,7 @@ OUTCOMES: dict[str, tuple[str, Sequence[str], str]] = {  # rate, sets, attack
     "ASR, scripts": ("asr-last-turn", ["multi-turn"], "multi-turn"),
 }
 PRIMARY, SUCCESS = "over-refusal, pooled", "ASR, prefilled"
+DIFFERENCE = ("points", "seeds", "over seeds,\n95 %", "over seeds and\nitems, 95 %")
 COMPARISONS = (
     ("XB as coded", "CB"),
     ("XB refusal", "CB"),
@@ -118,13 +119,16 @@ def compare(
     name: str = PRIMARY,
     judge: str = "service",
 ) -> Comparison | None:
-    """Two arms on the same items, seed by seed; None where they have no seed in common.
+    """Two arms on the same items, seed by seed; None where they have no seed in common. The
+    undefended model, which has no seed, is the same beside every seed.
 
     Raises:
         ValueError: a log is not there, or two are not of the same items.
     """
     metric, sets, attack = OUTCOMES[name]
     arms = [experiment.runs(arm, match) for arm in (one, other)]
+    if other == UNDEFENDED:
+        arms[1] = {seed: run for seed in arms[0] for run in arms[1].values()}
     seeds = tuple(seed for seed in arms[0] if seed in arms[1])
     if not seeds:
         return None
@@ -195,14 +199,32 @@ def comparison_table(
     rows = []
     for one, other in COMPARISONS:
         found = compare(experiment, one, other, match, judge=judge)
-        if found is None:
-            rows.append([f"{one} minus {other}", "0", *[NOT_RUN] * 4])
-            continue
-        seeds = points(found.over_seeds) if len(found.seeds) > 1 else "one seed"
-        cells = [seeds, points(found.at_95), _ends(found.at_99), found.effect]
-        rows.append([f"{one} minus {other}", str(len(found.seeds)), *cells])
-    heads = ["points", "seeds", "over seeds,\n95 %", "over seeds and\nitems, 95 %"]
-    return [*heads, "the same,\n99 %", "effect"], rows
+        verdict = [NOT_RUN] * 2 if found is None else [_ends(found.at_99), found.effect]
+        rows.append([*_difference(one, other, found), *verdict])
+    return [*DIFFERENCE, "the same,\n99 %", "effect"], rows
+
+
+def difference_table(
+    experiment: Experiment,
+    pairs: Iterable[tuple[str, str]],
+    name: str,
+    match: float | None = LEVEL,
+) -> tuple[list[str], list[list[str]]]:
+    """One of ``OUTCOMES``, an arm minus another of each pair, in points by the service judge: what
+    the five comparisons rest on, and no verdict."""
+    rows = [
+        _difference(one, other, compare(experiment, one, other, match, name))
+        for one, other in pairs
+    ]
+    return list(DIFFERENCE), rows
+
+
+def _difference(one: str, other: str, found: Comparison | None) -> list[str]:
+    """The cells under ``DIFFERENCE``."""
+    if found is None:
+        return [f"{one} minus {other}", "0", NOT_RUN, NOT_RUN]
+    seeds = points(found.over_seeds) if len(found.seeds) > 1 else "one seed"
+    return [f"{one} minus {other}", str(len(found.seeds)), seeds, points(found.at_95)]
 
 
 def progress_table(
