@@ -162,7 +162,8 @@ def test_what_is_missing_is_said_and_of_a_whole_one_nothing_of_the_arms(whole, p
     undefended, *said = missing(read_experiment(tmp_path))
     assert undefended == "The undefended model has not been tested." and len(said) == 4
     rates, matched, full, others = missing(part)
-    assert "with 0.0008 and 0.0016, of CB + data, XB refusal, XB as described; until" in rates
+    assert rates.startswith("The learning rate of CB + data, XB refusal, XB as described is not")
+    assert rates.endswith("with 0.0008 and 0.0016. Until then it is 0.0016.")
     assert "No test at 20 % success yet of CB (seeds 1, 2, 3, 4); CB + data (seeds 0," in matched
     assert "at full strength yet of CB (seeds 0, 1, 2, 3, 4);" in full and "control" in others
     matched, full, others = missing(whole)

@@ -269,8 +269,8 @@ def missing(experiment: Experiment, match: float = LEVEL) -> list[str]:
     if unknown:
         rates = " and ".join(f"{learning_rate:g}" for learning_rate in LEARNING_RATES)
         said.append(
-            f"The learning rate is not chosen yet, until seed 0 is there on validation items with "
-            f"{rates}, of {', '.join(unknown)}; until then it is {FIRST_RATE:g}."
+            f"The learning rate of {', '.join(unknown)} is not chosen yet: the rule needs seed 0 "
+            f"on validation items with {rates}. Until then it is {FIRST_RATE:g}."
         )
     for words, level in ((f"at {100 * match:.0f} % success", match), ("at full strength", None)):
         lacking = {
