@@ -1,5 +1,8 @@
 """Grading: submissions that are right, wrong, endless or hostile, of which none does any harm."""
 
+import ast
+import csv
+import json
 import os
 import re
 import socket
@@ -11,9 +14,10 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from exercise_pages import call_in, cells_of, solutions_in
 
 from xb_lite.__main__ import main
-from xb_lite.grading import exercises_of, grade, report, worker
+from xb_lite.grading import command, exercises_of, grade, report, worker
 from xb_lite.grading.report import job_of
 
 ROOT = Path(__file__).parent.parent
@@ -210,3 +214,89 @@ def test_a_chapter_as_it_is_published_has_all_its_checks_and_needs_no_model(path
     asked = {(exercise.chapter, exercise.name) for exercise in found}
     assert {(c, name) for c in chapters for name in worker.offered(c)} <= asked
     assert not any("load_model" in exercise.source for exercise in found)
+
+
+def test_names_of_a_function_of_its_own_bring_no_other_cell_along(tmp_path):
+    path = submission(
+        tmp_path,
+        "model = load_model()\nfor kind in kinds:\n    told.append([r for r in model(kind)])",
+        "scale = 2\ntold = [kind for kind in kinds]\nreply, secret = model, 3\nprint(scale)",
+        "check.mean_state(told)",
+        "def leaks(reply, secret=scale):\n    kind = [told for told in reply]\n"
+        "    return kind, secret, check.TABLE\nprint(leaks)\ncheck.components(leaks)",
+    )
+    (components,) = [one for one in exercises_of(path) if one.name == "components"]
+    assert components.source.splitlines()[:3] == [
+        "from xb_lite.exercises import hidden_states as check",
+        "scale = 2",
+        "def leaks(reply, secret=scale):",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "needed"),
+    [
+        ("f = lambda x: x * scale", {"scale"}),
+        ("def f(x):\n    global scale\n    scale = x", {"scale"}),
+        ("f = [scale for other in range(3)]", {"scale"}),
+        ("f = [other for other in other]", {"other"}),
+        ("def f(x):\n    return scale, [scale for scale in x]", {"scale"}),
+        (
+            "def f(x=other):\n    try: scale = 1\n    except Exception as other: return other",
+            {"other"},
+        ),
+        ("@other\ndef f(scale):\n    def other(): return scale", {"other"}),
+        ("class f:\n    def one(self): return scale", {"scale"}),
+        ("def f(x):\n    match x:\n        case [scale, *other]: return scale, other", set()),
+    ],
+)
+def test_an_answer_brings_along_the_names_it_takes_from_outside(tmp_path, answer, needed):
+    path = submission(tmp_path, "scale = 1", "other = 2", answer, "check.components(f)")
+    (one,) = exercises_of(path)
+    assert {
+        n for n in ("scale", "other") if f"{n} = {1 + (n == 'other')}\n" in one.source
+    } >= needed
+    assert not needed or one.source.startswith(("scale = 1", "other = 2"))
+    assert one.source.count("\n") == ast.unparse(ast.parse(answer)).count("\n") + len(needed)
+
+
+@pytest.mark.parametrize("chapter", ["00_start_here", "01_hidden_states", "02_boundary"])
+def test_the_solutions_of_a_chapter_are_graded_without_a_model(tmp_path, chapter):
+    cells = cells_of(chapter)
+    for at, cell in enumerate(cells[:-1]):
+        source = "".join(cell["source"])
+        solution = solutions_in("".join(cells[at + 1]["source"]))
+        if cell["cell_type"] == "code" and "check." in source and solution:
+            cell["source"] = f"{solution[0]}\n{call_in(source)}"
+    path = tmp_path / "solved.ipynb"
+    path.write_text(json.dumps({"cells": cells}))
+    (tmp_path / "scratch").mkdir()
+    found = exercises_of(path)
+    assert not any("model" in one.source for one in found)
+    job = job_of(path, found, str(tmp_path / "scratch"), 20, 2048)
+    assert {one.name: worker.graded(asdict(one), job)["status"] for one in found} == {
+        one.name: "good" for one in found
+    }
+
+
+def test_one_file_that_cannot_be_read_costs_no_other_its_verdict(tmp_path, capsys):
+    bad, gone = tmp_path / "=bad.ipynb", tmp_path / "gone.ipynb"
+    bad.write_text("no")
+    good = submission(tmp_path, "check.components(['one\\n\\ngood     mean_state'][1])")
+    table = tmp_path / "marks.csv"
+    assert main(["grade", str(bad), str(gone), str(good), "--csv", str(table)]) == 1
+    said = capsys.readouterr()
+    assert f"not graded: {bad}, {gone}" in said.err
+    assert re.search(r"^wrong +components +IndexError: list index", said.out, re.M)
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["unread", "unread", "wrong"] + 5 * ["missing"]
+    assert rows[2]["exercise"] == "components"
+    assert rows[2]["cell"] == "2"
+
+
+def test_a_reason_is_one_line_and_computes_nothing(tmp_path, monkeypatch, capsys):
+    forged = report.Grade("a", "=b()", 1, "wrong", "ValueError:\n\ngood  walk \x1b[2K")
+    assert str(forged) == "wrong    =b()                   ValueError: good walk [2K"
+    monkeypatch.setattr(command, "grade", lambda *_, **__: [forged])
+    assert main(["grade", "x.ipynb", "--csv", str(tmp_path / "t.csv")]) == 0
+    assert "'=b()" in (tmp_path / "t.csv").read_text()

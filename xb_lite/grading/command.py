@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 from collections import Counter
+from pathlib import Path
 
+from xb_lite.files import write_whole
 from xb_lite.grading.report import grade, isolation
 
 
@@ -21,15 +25,43 @@ def add_grade(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--memory", type=int, default=2048, metavar="MB", help="for an exercise (default: 2048)"
     )
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE.csv", help="a table as well, with a line an exercise"
+    )
     parser.set_defaults(run=_grade)
 
 
 def _grade(args: argparse.Namespace) -> None:
     print(f"isolation: {isolation()}")
+    rows, unread = [], []
     for file in args.files:
         print(f"\n{file}", flush=True)
-        found = grade(file, seconds=args.seconds, memory=args.memory)
-        for one in found:
-            print(one)
-        counts = Counter(one.status for one in found)
-        print(", ".join(f"{count} {status}" for status, count in counts.items()))
+        try:
+            found = grade(file, seconds=args.seconds, memory=args.memory)
+        except (ValueError, OSError) as error:  # one bad file must not cost the others' verdicts
+            print(error)
+            unread.append(file)
+            rows.append((file, "", "", "", "unread", str(error)))
+        else:
+            for one in found:
+                print(one)
+                rows.append((file, one.chapter, one.name, one.cell or "", one.status, one.reason))
+            counts = Counter(one.status for one in found)
+            print(", ".join(f"{count} {status}" for status, count in counts.items()))
+        if args.csv:
+            _write(args.csv, rows)
+    if unread:
+        raise ValueError(f"\nnot graded: {', '.join(unread)}")
+
+
+def _write(path: Path, rows: list[tuple[object, ...]]) -> None:
+    """The table so far: who stops a long run keeps what was graded."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("file", "chapter", "exercise", "cell", "status", "why"))
+    # A spreadsheet would compute a cell that begins like a formula; students choose these texts.
+    table.writerows(
+        [f"'{cell}" if str(cell).startswith(("=", "+", "-", "@")) else cell for cell in row]
+        for row in rows
+    )
+    write_whole(path, text.getvalue())

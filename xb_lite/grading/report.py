@@ -41,7 +41,12 @@ class Grade:
     why: str
 
     def __str__(self) -> str:
-        return f"{self.status:<8} {self.name:<22} {self.why}".rstrip()
+        return f"{self.status:<8} {self.name:<22} {self.reason}".rstrip()
+
+    @property
+    def reason(self) -> str:
+        """``why`` on one line: an error of several must not look like the verdicts below it."""
+        return " ".join("".join(c if c.isprintable() else " " for c in self.why).split())
 
 
 def grade(path: str | Path, *, seconds: int = 20, memory: int = 2048) -> list[Grade]:

@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOM = "xb_lite.exercises"
+# What has names of its own in Python, and what else than an assignment gives a name a value.
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+NAMING = (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def exercises_of(path: str | Path) -> list[Exercise]:
             found[key] = Exercise(
                 *key,
                 number,
-                _needed(statements[:place], number, call),
+                _needed(statements[:place], number, call, set(chapters)),
                 ast.unparse(ast.Tuple(call.args, ast.Load())),
             )
     for number, source, fault in broken:
@@ -114,15 +118,24 @@ def _checks(node: ast.stmt, chapters: dict[str, str]) -> Iterator[tuple[ast.Call
             yield part, isinstance(node, ast.Expr) and node.value is part
 
 
-def _needed(statements: list[tuple[int, ast.stmt]], cell: int, call: ast.Call) -> str:
-    """The statements that the arguments of a check depend on, and those of its own cell."""
-    names = set().union(*(_read(argument) for argument in call.args)) if call.args else set()
+def _needed(
+    statements: list[tuple[int, ast.stmt]], cell: int, call: ast.Call, checks: set[str]
+) -> str:
+    """The statements that the arguments of a check depend on, and those of its own cell.
+
+    ``checks`` are the names of the modules with the checks: asking one changes nothing in it, so an
+    answer that reads ``check.TABLE`` does not run the other answers.
+    """
+    names = set().union(*map(_read, call.args))
+    given = [
+        _given(node) - (checks if isinstance(node, ast.Expr) else set()) for _, node in statements
+    ]
     kept: set[int] = {i for i, (number, _) in enumerate(statements) if number == cell}
     for i in kept:
         names |= _read(statements[i][1])
     while True:
         more = {i for i, (_, node) in enumerate(statements) if i not in kept}
-        more = {i for i in more if _given(statements[i][1]) & names}
+        more = {i for i in more if given[i] & names}
         if not more:
             break
         kept |= more
@@ -143,32 +156,73 @@ def _as_source(node: ast.stmt, names: set[str]) -> str:
 
 
 def _read(node: ast.AST) -> set[str]:
-    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    """The names that a node takes from outside.
+
+    What a function or a comprehension calls its parameters and variables is its own affair: a
+    parameter ``reply`` must not bring along the cells in which some ``reply`` comes from a model.
+    """
+    if isinstance(node, ast.Name):
+        return {node.id}
+    found = set().union(*map(_read, ast.iter_child_nodes(node)))
+    if isinstance(node, FUNCTIONS):
+        body = node.body if isinstance(node.body, list) else [node.body]
+        parameters = {part.arg for part in ast.walk(node.args) if isinstance(part, ast.arg)}
+        outside = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
+        outside += getattr(node, "decorator_list", [])
+        found -= parameters | _stored(body) - _declared(body)
+    elif isinstance(node, COMPREHENSIONS):
+        outside = [node.generators[0].iter]
+        found -= _stored([each.target for each in node.generators])
+    else:
+        return found
+    return found.union(*map(_read, outside))
 
 
 def _bound(alias: ast.alias) -> str:
     return alias.asname or alias.name.partition(".")[0]
 
 
-def _given(node: ast.stmt) -> set[str]:
+def _given(node: ast.AST) -> set[str]:
     """The names that a statement gives a value to, or whose value it changes."""
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        return {_bound(alias) for alias in node.names}
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return {node.name}
-    found = set()
-    for part in ast.walk(node):
-        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
-            found.add(part.id)
-        elif isinstance(part, (ast.Subscript, ast.Attribute)) and isinstance(part.ctx, ast.Store):
+    found = _stored([node])
+    for part in _of_its_scope([node]):
+        if isinstance(part, (ast.Subscript, ast.Attribute)) and isinstance(part.ctx, ast.Store):
             found |= _root(part)
-        elif isinstance(part, (ast.FunctionDef, ast.ClassDef)):
-            found.add(part.name)  # under an if, or in a loop
+    match node:
+        case ast.Expr(ast.Call(ast.Attribute() as method)):
+            found |= _root(method)  # answers.append(3), and not print(answers)
+    return found
+
+
+def _stored(nodes: Iterable[ast.AST]) -> set[str]:
+    """The names that get a value in the scope of these nodes."""
+    found = set()
+    for part in _of_its_scope(nodes):
+        if isinstance(part, ast.Name) and isinstance(part.ctx, (ast.Store, ast.Del)):
+            found.add(part.id)
+        elif isinstance(part, (*FUNCTIONS, ast.ClassDef, *NAMING)):
+            found.add(getattr(part, "name", None))  # a lambda has none
+        elif isinstance(part, ast.MatchMapping):
+            found.add(part.rest)
         elif isinstance(part, (ast.Import, ast.ImportFrom)):
             found |= {_bound(alias) for alias in part.names}
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        found |= _root(node.value.func)  # answers.append(3)
-    return found
+    return found - {None}
+
+
+def _declared(nodes: Iterable[ast.AST]) -> set[str]:
+    """The names that a function declares to be those of an outer scope."""
+    parts = [p for p in _of_its_scope(nodes) if isinstance(p, (ast.Global, ast.Nonlocal))]
+    return {name for part in parts for name in part.names}
+
+
+def _of_its_scope(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """These nodes and what is in them, down to functions, classes and comprehensions."""
+    waiting = list(nodes)
+    while waiting:
+        part = waiting.pop()
+        yield part
+        if not isinstance(part, (*FUNCTIONS, *COMPREHENSIONS, ast.ClassDef)):
+            waiting.extend(ast.iter_child_nodes(part))
 
 
 def _root(node: ast.AST) -> set[str]:

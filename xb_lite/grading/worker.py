@@ -103,7 +103,6 @@ def _run(check: FunctionType, exercise: dict, job: dict, channel: int) -> None:
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     before = _code()
-    program = compile(exercise["source"], f"cell {exercise['cell']}", "exec")
     limit(job["seconds"], job["memory"])
     guard(
         channel,
@@ -112,6 +111,7 @@ def _run(check: FunctionType, exercise: dict, job: dict, channel: int) -> None:
         denied=tuple(job["denied"]),
     )
     try:
+        program = compile(exercise["source"], f"cell {exercise['cell']}", "exec")
         space: dict = {"__name__": "submission"}
         exec(program, space)
         verdict = check(*eval(exercise["arguments"], space))
