@@ -13,7 +13,8 @@ help:
 	@echo "make book        run every notebook on this machine, then render the book"
 	@echo "make html        render the book from the committed outputs, running nothing"
 	@echo "make pdf         one PDF of the rendered book, with bookmarks (needs Chromium)"
-	@echo "make slides      a deck for each chapter, with speaker notes, in _build/slides"
+	@echo "make slides      a deck for each chapter, with speaker notes, in _build/slides;"
+	@echo "                 ARGS=00_start_here makes that one alone"
 	@echo "make serve       show the rendered book at http://127.0.0.1:$(PORT)"
 	@echo "make test        run the tests, in up to four processes with one thread each"
 	@echo "make smoke       run every notebook with small sizes, two at a time, write nothing into the tree"
@@ -67,7 +68,7 @@ pdf: html
 	@$(RUN) book/tools/pdf.py
 
 slides: $(ENV)
-	@$(RUN) book/tools/slides.py
+	@$(RUN) book/tools/slides.py $(ARGS)
 
 serve: $(ENV)
 	@test -f _build/html/index.html || { echo "There is no rendered book yet: run make book or make html first."; exit 1; }

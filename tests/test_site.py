@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import zipfile
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -25,6 +26,7 @@ import site_files  # noqa: E402
 import slides  # noqa: E402
 import vendored  # noqa: E402
 
+from xb_lite.corpora import load_corpus  # noqa: E402
 from xb_lite.models import wheels  # noqa: E402
 
 RUN = {"date": "2026-01-02", "seconds": 130, "hardware": "2 CPU cores", "profile": "quick"}
@@ -246,6 +248,19 @@ def test_a_deck_asks_no_other_host():
     assert "tabindex" not in text
 
 
+def test_one_chapter_can_be_made_alone_and_says_whose_it_is(tmp_path, monkeypatch, capsys):
+    (tmp_path / "reveal").mkdir()
+    monkeypatch.setattr(slides.mathjax, "place", lambda _: None)
+    monkeypatch.setattr(slides, "cached", lambda: tmp_path / "reveal")
+    assert slides.main(["01_hidden_states", "--into", str(tmp_path / "made")]) == 0
+    assert [path.name for path in (tmp_path / "made").glob("0*")] == ["01_hidden_states.html"]
+    text = (tmp_path / "made" / "01_hidden_states.html").read_text(encoding="utf-8")
+    assert "CC BY 4.0" in text and "notebooks/01_hidden_states.html" in text
+    assert '<li value="1">' in (tmp_path / "made" / "index.html").read_text(encoding="utf-8")
+    assert slides.main(["12_nothing", "--into", str(tmp_path)]) == 2
+    assert "12_nothing; there are 00_start_here" in capsys.readouterr().err
+
+
 def test_the_document_of_the_pdf_links_within_itself(tmp_path):
     (tmp_path / "book").mkdir()
     (tmp_path / "notebooks").mkdir()
@@ -290,6 +305,45 @@ def test_the_plans_add_up_to_their_sessions():
     spans = [tuple(map(int, pair)) for pair in re.findall(r"^\| (\d+)-(\d+) \|", lecture, re.M)]
     assert spans[0][0] == 0 and spans[-1][1] == 90
     assert all(one[1] == other[0] for one, other in zip(spans, spans[1:], strict=False))
+
+
+def test_the_homework_takes_as_long_as_the_chapters_say():
+    text = (ROOT / "book" / "teaching.md").read_text(encoding="utf-8")
+    plan = text.partition("### Eleven sessions")[2].partition("###")[0]
+    total = 0
+    for chapter, numbers, minutes in re.findall(
+        r"chapter (\d), exercises? ([\d to,and]+) \((\d+) min\)", plan
+    ):
+        first, last = re.findall(r"\d+", numbers)[0], re.findall(r"\d+", numbers)[-1]
+        notebook = notebook_files.read(notebook_files.chapters()[int(chapter)])
+        page = "\n\n".join(cell.source for cell in notebook.cells)
+        said = dict(re.findall(r"^### Exercise (\d).*?(\d+) min", page, re.M | re.S))
+        wanted = range(int(first), int(last) + 1)
+        assert sum(int(said[str(n)]) for n in wanted) == int(minutes), chapter
+        total += int(minutes)
+    assert f"{total} in all" in text
+
+
+def test_week_one_fills_its_session():
+    text = (ROOT / "book" / "teaching.md").read_text(encoding="utf-8")
+    week = text.partition("### Week one")[2].partition("###")[0]
+    spans = [tuple(map(int, pair)) for pair in re.findall(r"^\| (\d+)-(\d+) \|", week, re.M)]
+    assert spans[0][0] == 0 and spans[-1][1] == 90
+    assert all(one[1] == other[0] for one, other in zip(spans, spans[1:], strict=False))
+
+
+def test_the_teaching_page_names_the_chapters_that_print_harmful_requests():
+    prompts = [row.prompt for row in load_corpus("harmful")]
+    found = []
+    for path in notebook_files.chapters():
+        page = json.dumps(notebook_files.read(path), ensure_ascii=False)
+        page = unescape(re.sub(r"<[^<>]+>|\\n|\s+", " ", page))
+        page = re.sub(r" +", " ", page)
+        if shown := [page.index(prompt) for prompt in prompts if prompt in page]:
+            found.append(path.stem[1])
+            assert max(shown) < page.index("## Exercises"), path.stem
+    text = (ROOT / "book" / "teaching.md").read_text(encoding="utf-8")
+    assert f"chapters {', '.join(found[:-1])} and {found[-1]}, and in no exercise" in text
 
 
 # Errors

@@ -1,10 +1,11 @@
 """Make a deck of slides for each chapter, under _build/slides: one figure a slide, with notes.
 
-    python book/tools/slides.py [--into DIR]
+    python book/tools/slides.py [NAME ...] [--into DIR]
 
 A slide has the heading of its section and one committed figure. Its speaker notes (key S) are what
-the chapter says to notice there. The first slide has the chapter's one sentence, the last what to
-remember. Everything that a deck loads lies beside it: reveal.js and MathJax come from wheels on the
+the chapter says to notice there. The first slide has the chapter's one sentence, the source and the
+licence, the last what to remember. NAME is a chapter, such as 00_start_here; without one all are
+made. Everything that a deck loads lies beside it: reveal.js and MathJax come from wheels on the
 package index, checked by digest, into the cache folder.
 """
 
@@ -27,6 +28,7 @@ from traitlets.config import Config
 
 KINDS = ("image/svg+xml", "image/png")
 NOTICE = re.compile(r"\*\*What to notice\.?\*\*(.*?)(?=^#{1,3} |^<details|\Z)", re.S | re.M)
+CREDIT = "From <i>Exact Boundaries</i>, by the xb-lite contributors; text and figures CC BY 4.0."
 LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
 
 
@@ -99,7 +101,8 @@ def slide(text, kind="slide"):
 
 def deck(notebook, address):
     """The notebook of a deck: text cells that nbconvert makes slides of."""
-    cells = [slide(f"# {title(notebook)}\n\n{plain(in_one_sentence(notebook))}")]
+    source = f"<small>{CREDIT} {address}</small>"
+    cells = [slide(f"# {title(notebook)}\n\n{plain(in_one_sentence(notebook))}\n\n{source}")]
     cells.append(slide(f"The chapter: {address}", "notes"))
     for figure in figures(notebook):
         picture = f'<img src="{figure["source"]}" alt="{escape(figure["alt"])}">'
@@ -130,7 +133,10 @@ def as_html(made):
 
 def index(names):
     """A page that lists the decks."""
-    rows = "".join(f'<li><a href="{name}.html">{escape(text)}</a></li>' for name, text in names)
+    rows = "".join(
+        f'<li value="{int(name[:2])}"><a href="{name}.html">{escape(text)}</a></li>'
+        for name, text in names
+    )
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
@@ -138,7 +144,7 @@ def index(names):
         "html{background:#fdfdfc;color:#1c1f22}a{color:#0a5f73}"
         "@media(prefers-color-scheme:dark){html{background:#15181b;color:#dfe1e3}a{color:#7cc7d6}}"
         "body{font:1.1rem/1.6 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}"
-        f"</style></head><body><main><h1>Slides</h1><p>S shows the speaker notes.</p><ol start=0>"
+        f"</style></head><body><main><h1>Slides</h1><p>S shows the speaker notes.</p><ol>"
         f"{rows}</ol></main></body></html>\n"
     )
 
@@ -147,8 +153,15 @@ def main(arguments=None):
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    options.add_argument("names", nargs="*", metavar="NAME", help="chapters (default: all)")
     options.add_argument("--into", type=Path, default=ROOT / "_build" / "slides")
-    into = options.parse_args(arguments).into
+    args = options.parse_args(arguments)
+    paths = {path.stem: path for path in chapters()}
+    if unknown := [name for name in args.names if name not in paths]:
+        known = ", ".join(paths)
+        print(f"no such chapter: {', '.join(unknown)}; there are {known}", file=sys.stderr)
+        return 2
+    into = args.into
     into.mkdir(parents=True, exist_ok=True)
     try:
         mathjax.place(into / "mathjax")
@@ -157,13 +170,15 @@ def main(arguments=None):
         print(error, file=sys.stderr)
         return 1
     names = []
-    for path in chapters():
+    for path in paths.values():
         notebook = read(path)
+        names.append((path.stem, title(notebook)))
+        if args.names and path.stem not in args.names:
+            continue
         made = deck(notebook, f"{base()}notebooks/{path.stem}.html")
         write_whole(into / f"{path.stem}.html", as_html(made))
-        names.append((path.stem, title(notebook)))
         print(f"slides: {path.stem}, {sum(is_slide(cell) for cell in made.cells)} slides")
-    write_whole(into / "index.html", index(names))
+    write_whole(into / "index.html", index([n for n in names if (into / f"{n[0]}.html").exists()]))
     return 0
 
 
