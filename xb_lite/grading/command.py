@@ -39,8 +39,8 @@ def _grade(args: argparse.Namespace) -> None:
         try:
             found = grade(file, seconds=args.seconds, memory=args.memory)
         except (ValueError, OSError) as error:  # one bad file must not cost the others' verdicts
-            print(error)
-            unread.append(file)
+            print("not graded")
+            unread.append(f"{error}")
             rows.append((file, "", "", "", "unread", str(error)))
         else:
             for one in found:
@@ -51,7 +51,7 @@ def _grade(args: argparse.Namespace) -> None:
         if args.csv:
             _write(args.csv, rows)
     if unread:
-        raise ValueError(f"\nnot graded: {', '.join(unread)}")
+        raise ValueError("\n".join(["", "not graded:", *unread]))
 
 
 def _write(path: Path, rows: list[tuple[object, ...]]) -> None:

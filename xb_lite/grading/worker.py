@@ -24,6 +24,8 @@ WELCOME = (
     *("xb_lite", "torch", "numpy", "scipy", "sklearn", "pandas", "matplotlib", "transformers"),
     *("IPython", "peft", "math", "re", "random", "collections", "itertools", "functools"),
 )
+# By chapter what the package imports only when it is used: in a fork that would look hostile.
+WHEN_USED = {"convergence": "ot"}
 MOST = 20_000  # characters of what a fork says
 
 
@@ -67,7 +69,7 @@ def graded(exercise: dict, job: dict) -> dict:
     if exercise["name"] not in offered(exercise["chapter"]):
         return {"status": "skipped", "why": "no exercise"}
     check = getattr(sys.modules[f"xb_lite.exercises.{exercise['chapter']}"], exercise["name"])
-    _load(exercise["source"])
+    _load(exercise)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -83,18 +85,23 @@ def graded(exercise: dict, job: dict) -> dict:
     return _outcome(said, in_time, status, job["seconds"])
 
 
-def _load(source: str) -> None:
-    for node in ast.walk(ast.parse(source)):
+def _load(exercise: dict) -> None:
+    """Import here what the exercise will; names are asked for, since rooms load theirs late."""
+    if later := WHEN_USED.get(exercise["chapter"]):
+        importlib.import_module(later)
+    for node in ast.walk(ast.parse(exercise["source"])):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            wanted = [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            wanted = [(node.module or "", alias.name) for alias in node.names]
+            wanted += [(f"{module}.{name}", None) for module, name in wanted]
         else:
             continue
-        for name in names:
-            if name.partition(".")[0] in WELCOME:
+        for module, name in wanted:
+            if module.partition(".")[0] in WELCOME:
                 with contextlib.suppress(Exception):  # the submission meets the error itself
-                    importlib.import_module(name)
+                    found = importlib.import_module(module)
+                    getattr(found, name or "__name__")
 
 
 def _run(check: FunctionType, exercise: dict, job: dict, channel: int) -> None:
