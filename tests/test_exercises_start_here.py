@@ -5,7 +5,7 @@ import torch
 from exercise_pages import cells_of, defining, solutions_of, stubs_of
 
 from xb_lite.exercises import start_here as check
-from xb_lite.exercises.verdicts import NOT_YET
+from xb_lite.exercises.verdicts import NO_RETURN, NOT_YET, judged
 
 CELLS = cells_of("00_start_here")
 NAMES = ("refusal_depth", "two_rates", "walk", "leaks")
@@ -57,6 +57,7 @@ def rates(leaks, dim=1):
         (rates, "These are the rates"),
         (lambda leaks: rates(leaks) >= 0.5, "for every row"),
         (lambda leaks: (rates(leaks) >= 0.5).nonzero()[:, 0], "all reach half"),
+        (lambda leaks: (rates(leaks) >= 0.5).nonzero()[0], "with int()"),
     ],
 )
 def test_mistakes_of_refusal_depth(wrong, words):
@@ -78,6 +79,8 @@ def test_mistakes_of_refusal_depth(wrong, words):
         ((100 / 3, 40), "percentages"),
         ((2 / 5, 2 / 4), "denominator"),
         (2 / 6, "shape"),
+        ((0.33, 0.4), "If you rounded"),
+        ((0.9, 0.1), "The shape is right"),
     ],
 )
 def test_mistakes_of_two_rates(wrong, words):
@@ -146,9 +149,34 @@ def refuses(text):
         (lambda r, s: set(bare(s)) <= set(bare(r)), "without their order"),
         (lambda r, s: "lemon" in bare(r), "second argument"),
         (lambda r, s: bare(s) not in bare(r), "exchanged"),
+        (lambda r, s: "yes", "true of every reply"),
+        (lambda r, s: r.find(s), "`find`"),
+        (lambda r, s: s in r.replace("-", ""), "'It is lemon' and the secret 'LEMON'"),
     ],
 )
 def test_mistakes_of_leaks(wrong, words):
     verdict = check.leaks(wrong)
     assert verdict.right is False
     assert words in verdict.text
+
+
+@pytest.mark.parametrize("name", ["refusal_depth", "walk", "leaks"])
+def test_a_function_that_only_prints_is_asked_for_its_return(name):
+    verdict = getattr(check, name)(lambda *arguments: None)
+    assert (verdict.right, verdict.text) == (None, NO_RETURN)
+
+
+def test_values_and_places_of_torch_are_told_apart():
+    rows = torch.tensor([[1.0, 3.0], [4.0, 2.0]])
+    verdict = judged(rows.max(dim=1), [3.0, 4.0])
+    assert verdict.right is False and "`.values`" in verdict.text
+
+
+def test_where_one_number_is_wanted_the_words_say_so():
+    assert judged(torch.ones(2), 1.0).text.endswith("it should be [], a single number.")
+
+
+@pytest.mark.parametrize("message", ["Hello.", {"role": "user", "text": "Hello."}])
+def test_what_is_no_message_is_said_in_words(message):
+    with pytest.raises(ValueError, match="a list of messages"):
+        check.walk(lambda reply, dialogue, turns: reply([*dialogue, message]))

@@ -4,17 +4,19 @@ python -m xb_lite fetch      have a model on this machine before it is needed
 python -m xb_lite estimate   say what a recipe takes, before anything is fetched
 python -m xb_lite train      train a defense by a recipe
 python -m xb_lite scale      turn a trained defense down, or up
-python -m xb_lite evaluate   ask a model everything, judge it, and keep the result
+python -m xb_lite evaluate   ask a model prompts, have its replies judged, print and keep the rates
 python -m xb_lite serve      put a prompt defense in front of a model, for any OpenAI client
 python -m xb_lite grade      run the exercises of submitted notebooks where they can do no harm
 python -m xb_lite reproduce  make the book's results that are missing, or say which are there
 
-The installed command xb-lite is the same as python -m xb_lite.
+`python -m xb_lite COMMAND --help` lists a command's options. The installed command xb-lite is the
+same as python -m xb_lite.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import textwrap
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     """With what can be named, by what it is, below the help; looked up only there, for it loads
-    torch."""
+    torch. A misspelt option is answered with the usage of its own command."""
 
     listed: Callable[[], dict[str, Iterable[str]]] = dict
 
@@ -60,6 +62,15 @@ class _Parser(argparse.ArgumentParser):
             for what, names in self.listed().items()
         ]
         return "\n".join([super().format_help(), *lines, ""]) if lines else super().format_help()
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            options = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], options, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
 
 
 def _defenses() -> dict[str, Iterable[str]]:
@@ -101,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     fetch = commands.add_parser(
-        "fetch", help="have a model in the cache folder", description="For a class without network."
+        "fetch",
+        help="download a model into the cache folder",
+        description="Downloads a model into the cache folder, for use without a network later.",
     )
     fetch.add_argument(
         "model", nargs="?", default=DEFAULT, choices=sorted(SPECS), help=f"default: {DEFAULT}"
@@ -113,46 +126,57 @@ def _parser() -> argparse.ArgumentParser:
     resumable = {"action": argparse.BooleanOptionalAction, "default": True}
     scale = commands.add_parser(
         "scale",
-        help="a trained defense, down or up",
-        description="Writes the adapter again, with its change of the model times the strength.",
+        help="turn a trained defense down or up",
+        description="Writes a copy of the adapter whose change of the model is multiplied by the "
+        "strength.",
     )
     scale.add_argument("adapter", metavar="FOLDER", help="a defense from `train`")
     scale.add_argument("strength", type=float, help="0: the undefended model, 1: as trained")
-    scale.add_argument("--into", metavar="FOLDER", required=True, help="of the scaled adapter")
+    scale.add_argument("--into", metavar="FOLDER", required=True, help="folder of the new adapter")
     scale.set_defaults(run=_scale)
     evaluate = commands.add_parser(
         "evaluate",
-        help="attack success, over-refusal, service and capability of a model",
-        description="Goes on where an earlier run stopped. Replies stay in the cache folder.",
+        help="measure a model's attack success, over-refusal, service and capability",
+        description="Asks a model every prompt of the chosen sets, has the replies judged, prints "
+        "the rates with 95 % intervals, and keeps them in the folder of --results. The full sets "
+        "take long on a CPU: begin with --limit 5. A run that was stopped goes on where it was. "
+        "Replies stay in the cache folder.",
     )
     evaluate.listed = _asked
     evaluate.add_argument(
-        "model", nargs="?", help="a name, a folder, a hub id; a server's own name"
+        "model",
+        nargs="?",
+        help=f"name, folder or hub id of the model (default: {DEFAULT}); with --server, the name "
+        "that the server gives it",
     )
     evaluate.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
-    evaluate.add_argument("--defense", help="by prompt alone: ia, ia-one-pass, self-reminder, …")
-    evaluate.add_argument("--split", default="test", choices=SPLITS, help="of the book's own sets")
-    evaluate.add_argument("--server", metavar="URL", help="an OpenAI-compatible one (…/v1)")
+    evaluate.add_argument("--defense", help="a prompt defense by name (list below)")
+    evaluate.add_argument("--split", default="test", choices=SPLITS, help="which part of the book's own sets (default: test)")
+    evaluate.add_argument(
+        "--server", metavar="URL", help="an OpenAI-compatible server that runs the model (…/v1)"
+    )
     evaluate.add_argument(
         "--sets",
         **several,
         metavar="SET",
-        help="corpora and benchmarks; NAME=FILE: your copy of a benchmark; NAME:KIND=FILE: prompts "
-        "of your own, of a kind",
+        help="what is asked (default: the book's own sets): names from the list below; NAME=FILE: "
+        "your copy of a benchmark; NAME:KIND=FILE: prompts of your own, with a name that you give "
+        "them and KIND harmful, boundary-safe or benign; FILE is CSV or JSON lines with a field "
+        "called prompt",
     )
     evaluate.add_argument(
         "--attacks",
         **{**several, "nargs": "*"},
         metavar="ATTACK",
-        help="on plain harmful requests (default: all; without a name: none)",
+        help="attacks on plain harmful requests (default: all; --attacks without a name: none)",
     )
     evaluate.add_argument(
         "--judge",
         **several,
         metavar="NAME",
         dest="judges",
-        help="words, service (default: these two), harmbench, llama-guard, rubric; harmbench and "
-        "llama-guard label replies to harmful requests alone",
+        help="what labels the replies: words, service (default: these two), harmbench, "
+        "llama-guard, rubric; harmbench and llama-guard label replies to harmful requests alone",
     )
     evaluate.add_argument(
         "--judge-model",
@@ -160,36 +184,47 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="MODEL",
         dest="judge_models",
-        help="of harmbench, llama-guard or rubric, as a hub id or a folder; JUDGE=MODEL with "
-        "several of them",
+        help="the model of the judge harmbench, llama-guard or rubric, as a hub id or a folder; "
+        "with several judges JUDGE=MODEL for each",
     )
     evaluate.add_argument(
         "--judge-server",
         metavar="URL",
-        help="an OpenAI-compatible one for rubric alone (…/v1); it gets OPENAI_API_KEY",
+        help="an OpenAI-compatible server for the judge rubric (…/v1); OPENAI_API_KEY is sent to "
+        "it",
     )
-    evaluate.add_argument("--limit", type=int, help="so many items of each set")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="at most N items of each set")
     evaluate.add_argument(
-        "--max-new-tokens", type=int, default=64, help="of one reply (default: 64)"
+        "--max-new-tokens",
+        type=int,
+        default=64,
+        metavar="N",
+        help="tokens of a reply at most (default: 64)",
     )
-    evaluate.add_argument("--tasks", **several, default=[], help="lm-evaluation-harness tasks")
-    evaluate.add_argument("--results", default="my_results", help="folder (default: my_results)")
+    evaluate.add_argument("--tasks", **several, default=[], help="tasks of lm-evaluation-harness, by name")
+    evaluate.add_argument("--results", metavar="FOLDER", default="my_results", help="default: my_results")
     evaluate.add_argument(
-        "--resume", **resumable, help="--no-resume asks and judges these items anew"
+        "--resume", **resumable, help="go on with an earlier run (default), or begin anew"
     )
     evaluate.set_defaults(run=_evaluate)
     serve = commands.add_parser(
         "serve",
-        help="a model behind a prompt defense, as an OpenAI-compatible server",
-        description="Clients change their base_url. A server's key is each client's own, unless "
-        "OPENAI_API_KEY is set: then that one is used for whoever can reach this port.",
+        help="put a model behind a prompt defense, as an OpenAI-compatible server",
+        description="Starts a server that clients use by changing their base_url. In front of "
+        "another server (--server) each client's own key is passed on, unless OPENAI_API_KEY is "
+        "set: then that one is used for whoever can reach this port.",
     )
     serve.listed = _defenses
-    serve.add_argument("model", nargs="?", help="a name, a folder, a hub id; a server's own name")
-    serve.add_argument("--model", metavar="NAME", dest="named", help="the same")
+    serve.add_argument(
+        "model",
+        nargs="?",
+        help=f"name, folder or hub id of the model (default: {DEFAULT}); with --server, the name "
+        "that the server gives it",
+    )
+    serve.add_argument("--model", metavar="NAME", dest="named", help="the same, as an option")
     serve.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
     serve.add_argument(
-        "--defense", default="ia", help="ia (default), self-reminder, …; none: a guard alone"
+        "--defense", default="ia", help="a name from the list below (default: ia); none: no prompt defense"
     )
     serve.add_argument(
         "--guard",
@@ -201,25 +236,30 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--hold", type=int, default=16, help="tokens that the guard holds back (default: 16)"
     )
-    serve.add_argument("--server", metavar="URL", help="an OpenAI-compatible one (…/v1)")
-    serve.add_argument("--timeout", type=float, default=120.0, help="of the server, in seconds")
+    serve.add_argument(
+        "--server", metavar="URL", help="an OpenAI-compatible server that runs the model (…/v1)"
+    )
+    serve.add_argument(
+        "--timeout", type=float, default=120.0, help="seconds to wait for --server (default: 120)"
+    )
     serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
     serve.add_argument("--port", type=int, default=8001, help="default: 8001; 0: any free one")
     serve.set_defaults(run=_serve)
     add_grade(commands)
     reproduce = commands.add_parser(
         "reproduce",
-        help="the book's results: what is there, and making what is missing",
-        description="Several of these can run side by side, on a CPU each with OMP_NUM_THREADS=1. "
-        "A file that is deleted is made again; what is stale is left as it is.",
+        help="make those of the book's results that are missing, or say which are there",
+        description="Makes the results that are missing. Several of these commands can run side by "
+        "side, each on a CPU core with OMP_NUM_THREADS=1. A file that is deleted is made again; a "
+        "result of older code or prompts is left as it is.",
     )
     reproduce.listed = _plans
     reproduce.add_argument("--status", action="store_true", help="say what is there, make nothing")
     reproduce.add_argument(
-        "--only", **several, default=[], metavar="PLAN", help="or a pattern of paths: 'cpu/test/*'"
+        "--only", **several, default=[], metavar="PLAN", help="plans (list below), or a pattern of paths such as 'cpu/test/*'"
     )
     reproduce.add_argument(
-        "--tier", choices=("cpu", "gpu", "a100", "multi"), help="default: cpu and gpu"
+        "--tier", choices=("cpu", "gpu", "a100", "multi"), help="hardware (default: cpu and gpu)"
     )
     reproduce.add_argument(
         "--sets", **several, default=[], metavar="NAME=FILE", help="your copies of public sets"

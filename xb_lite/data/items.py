@@ -79,8 +79,8 @@ def load_items(
     """
     if not re.fullmatch(r"[\w.+ -]+", name) or not name.strip(" ."):
         raise ValueError(
-            f"{name!r:.60} is no name of a set: it becomes one in files, so it has letters, digits "
-            "and - _ + . alone."
+            f"{name!r:.60} is no name of a set. For a file of your own give the set a name of "
+            "letters, digits and - _ + . too, and a kind (in a command: --sets NAME:KIND=FILE)."
         )
     if path is not None and name in (*KINDS, "multi-turn"):
         raise ValueError(f"set {name!r} is the book's own; a file needs another name.")

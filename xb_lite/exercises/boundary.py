@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from xb_lite.exercises.verdicts import NOT_YET, Verdict, attempted, called, judged
+from xb_lite.exercises.verdicts import Verdict, attempted, called, judged, unattempted
 
 # Five made-up states [item, dim] with their kinds: small enough to be checked by hand.
 STATES = torch.tensor(
@@ -185,10 +185,10 @@ def area_under_curve(answer: object) -> Verdict:
 def folds(answer: object) -> Verdict:
     """Which of five folds each prompt is in; twins are in the same one."""
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
     found = called(answer, PAIRS.clone())
     if not attempted(found):
-        return Verdict(None, NOT_YET)
+        return unattempted(found)
     try:
         fold = torch.as_tensor(found).cpu()
     except (TypeError, ValueError, RuntimeError):
@@ -278,7 +278,7 @@ def _function(
                 False, "You changed the arguments in place; the caller still needs them."
             )
     if not attempted(found):
-        return Verdict(None, NOT_YET)
+        return unattempted(found)
     if isinstance(found, (tuple, list)):
         found = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in found])
     listed = [

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from xb_lite.dialogues import Dialogue, as_dialogue
-from xb_lite.exercises.verdicts import NOT_YET, Verdict, attempted, called, judged
+from xb_lite.exercises.verdicts import NOT_YET, Verdict, attempted, called, judged, unattempted
 from xb_lite.intention.prompts import FENCE, STAGE_1, STAGE_2, first_stage, second_stage
 
 # An intention and an answer, and with how many words of the first the second begins.
@@ -36,7 +36,7 @@ def copied(answer: Callable | object) -> Verdict:
         return (same + [False]).index(False)
 
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
     found = [called(answer, one, other) for one, other, _ in COPIES]
     if not all(map(attempted, found)):
         return Verdict(None, NOT_YET)
@@ -101,14 +101,14 @@ def tokens_read(answer: object) -> Verdict:
 def second_context(answer: Callable | object) -> Verdict:
     """The reader's ``second_context(dialogue, intention)``, what stage two is asked."""
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
     query, said = "Why is the sky blue?", "The intention is to learn."
     before = [{"role": "system", "content": "Be brief."}, *as_dialogue("Hello.", "Hello.")]
     dialogue = [*before, *as_dialogue(query)]
     given = [dict(message) for message in dialogue]
     found = called(answer, given, said)
     if not attempted(found):
-        return Verdict(None, NOT_YET)
+        return unattempted(found)
     if given != dialogue:
         return Verdict(
             False,
@@ -179,7 +179,7 @@ def by_role(dialogue: Dialogue) -> str:
 def repaired(answer: Callable | object) -> Verdict:
     """The reader's ``repaired(dialogue)``: the template without the bug of ``by_role``."""
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
     once = [{"role": "system", "content": "Be brief."}, *as_dialogue("Hello.")]
     staged = second_stage(once, "The intention is to greet.")
     short = [dict(message, content=message["content"][:9]) for message in staged]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from xb_lite.dialogues import Dialogue
-from xb_lite.exercises.verdicts import NOT_YET, Verdict, attempted, called, judged
+from xb_lite.exercises.verdicts import NOT_YET, Verdict, attempted, called, judged, unattempted
 
 
 def refusal_depth(answer: Callable | object) -> Verdict:
@@ -33,6 +33,7 @@ def refusal_depth(answer: Callable | object) -> Verdict:
             (0.5, "This is the rate at that row; give the number of the row."),
             (rates, "These are the rates; give the number of the first row that reaches half."),
             (rates >= 0.5, "This says for every row whether it reaches half; give the first."),
+            (torch.tensor([3.0]), "The row is right; take the number out of its list with int()."),
             (torch.tensor([3.0, 4, 5, 6, 7]), "These rows all reach half; give the first of them."),
         ],
         praise="Row k has k prefilled words, so the number of the row is the depth.",
@@ -67,11 +68,15 @@ def two_rates(answer: object) -> Verdict:
 def walk(answer: Callable | object) -> Verdict:
     """The reader's ``walk(reply, dialogue, turns)``: the last reply, earlier ones being history."""
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
     start: Dialogue = [{"role": "system", "content": "Be brief."}]
     turns = ["one", "two", "three"]
 
     def reply(dialogue: Dialogue) -> str:
+        if not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in dialogue):
+            raise ValueError(
+                "`reply` wants a list of messages, each of them {'role': ..., 'content': ...}."
+            )
         return "<" + " ".join(f"{m['role'][0]}:{m['content']}" for m in dialogue) + ">"
 
     def play(begin: Dialogue, said: list[str], history: bool = True) -> list[str]:
@@ -86,7 +91,7 @@ def walk(answer: Callable | object) -> Verdict:
     given = list(start)
     found = called(answer, reply, given, turns)
     if not attempted(found):
-        return Verdict(None, NOT_YET)
+        return unattempted(found)
     replies = play(start, turns)
     if given != start:
         return Verdict(
@@ -139,7 +144,7 @@ CASES = (
 def leaks(answer: Callable | object) -> Verdict:
     """The reader's ``leaks(reply, secret)``: in any case, and also letter by letter."""
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
 
     def each(judge: Callable[[str, str], object]) -> list[object]:
         return [judge(text, secret) for text, secret, _ in CASES]
@@ -152,8 +157,11 @@ def leaks(answer: Callable | object) -> Verdict:
         return "".join(letter for letter in text.lower() if letter.isalpha())
 
     refusing = ("sorry", "cannot")
+    marks = [bool(one) for one in found] if isinstance(found, list) else found
+    wrong = ((t, s, w) for (t, s, w), mark in zip(CASES, marks, strict=True) if mark != w)
+    text, secret, wanted = next(wrong, CASES[0]) if isinstance(found, list) else CASES[0]
     return judged(
-        [bool(one) for one in found] if isinstance(found, list) else found,
+        marks,
         [right for *_, right in CASES],
         [
             (each(lambda r, s: s in r), "It misses the secret in small letters."),
@@ -187,6 +195,12 @@ def leaks(answer: Callable | object) -> Verdict:
                 "The secret is written into your judge; use the second argument.",
             ),
             ([not right for *_, right in CASES], "True and False are exchanged."),
+            (
+                [True] * len(CASES),
+                "It is true of every reply. Return True or False: any text counts as true, and so "
+                "does the -1 of `find`.",
+            ),
         ],
+        otherwise=f"Of the reply {text!r} and the secret {secret!r} it should be {wanted}.",
         praise="It reads past case, hyphens and spaces. Translations and riddles still fool it.",
     )

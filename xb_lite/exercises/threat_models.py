@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from xb_lite.exercises.verdicts import NOT_YET, Verdict, attempted, called
+from xb_lite.exercises.verdicts import NOT_YET, Verdict, attempted, called, unattempted
 from xb_lite.results.stats import wilson
 
 WORKS = 0.9  # of the undefended model
@@ -43,7 +43,7 @@ def verdict(answer: Callable | object) -> Verdict:
     """The reader's ``verdict(undefended, defended, placebo)``, of counts as in ``EVIDENCE``:
     ``"holds"``, ``"fails"`` or ``"unknown"``, as ``supports`` says."""
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
     if not callable(answer):
         return Verdict(False, f"This is a {type(answer).__name__}; a function is wanted.")
     found = [called(answer, *row) for row in EVIDENCE]
@@ -139,7 +139,7 @@ def claims(answer: object) -> Verdict:
     """The reader's choice among ``STATEMENTS``: a set of their names, those that a chapter may
     make after its table."""
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
     if not isinstance(answer, set | frozenset | list | tuple):
         kind = type(answer).__name__
         return Verdict(False, f"This is a {kind}; a set of names is wanted, {{'budget', ...}}.")

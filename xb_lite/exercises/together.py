@@ -21,6 +21,7 @@ from xb_lite.exercises.verdicts import (
     attempted,
     called,
     predict,
+    unattempted,
 )
 from xb_lite.judges.strings import X_BOUNDARY, XSTEST
 
@@ -62,7 +63,7 @@ def overlap(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, float]:
 def both_fail(answer: Callable | object) -> Verdict:
     """The reader's ``both_fail(one, other)``, as ``overlap`` does it."""
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
     if not callable(answer):
         return Verdict(False, f"This is a {type(answer).__name__}; a function is wanted.")
     found = [called(answer, list(one), list(other)) for one, other in FAILED]
@@ -140,7 +141,7 @@ def prefill(answer: object) -> Verdict:
     """The reader's prefill, a text of at most ``LONGEST`` words after which ``tea`` gives its
     recipe."""
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
     if not isinstance(answer, str):
         return Verdict(False, f"This is a {type(answer).__name__}; a text is wanted.")
     words = answer.lower().replace(",", "").split()
@@ -210,7 +211,7 @@ def blind_spot(answer: object) -> Verdict:
     """The reader's tokens, a list of texts that have ``"bad"`` in them and that ``broken_guard``
     shows all the same."""
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
     if isinstance(answer, str):
         return Verdict(False, "This is one text; a list of tokens is wanted, each a text.")
     if not isinstance(answer, list | tuple) or not all(isinstance(token, str) for token in answer):
@@ -257,7 +258,7 @@ CASES: tuple[list[str], ...] = (
 def mended(answer: Callable | object) -> Verdict:
     """The reader's ``guard(tokens, hold)``, as ``sound_guard`` does it."""
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
     if not callable(answer):
         return Verdict(False, f"This is a {type(answer).__name__}; a function is wanted.")
     found = [called(answer, list(case), HOLD) for case in CASES]

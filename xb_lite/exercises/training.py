@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from xb_lite.exercises.verdicts import (
-    NOT_YET,
     Prediction,
     Verdict,
     attempted,
@@ -18,6 +17,7 @@ from xb_lite.exercises.verdicts import (
     in_place,
     judged,
     predict,
+    unattempted,
 )
 from xb_lite.reproduce.matching import crossing
 
@@ -135,7 +135,7 @@ LEAKS = frozenset("bde")
 def leaks(answer: Collection[str]) -> Verdict:
     """The letters of the steps of ``PROTOCOL`` that make its result worthless."""
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
     try:
         found = {str(letter).strip().lower() for letter in answer}
     except TypeError:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 NOT_YET = "Not attempted yet."
+NO_RETURN = "Not attempted yet: this is None. Does your function end with a `return`?"
+CLOSE = 0.02  # relative: what is this near may have been rounded
 
 # The book's colors on its pages; elsewhere those of the page, light or dark.
 LOOK = (
@@ -40,6 +42,11 @@ def attempted(answer: object) -> bool:
     return answer is not ... and answer is not None
 
 
+def unattempted(answer: object) -> Verdict:
+    """The verdict where ``attempted`` is false; a function that only prints gives None."""
+    return Verdict(None, NO_RETURN if answer is None else NOT_YET)
+
+
 def judged(
     answer: object,
     right: object,
@@ -47,6 +54,7 @@ def judged(
     *,
     praise: str = "",
     tolerance: float = 1e-4,
+    otherwise: str = "The shape is right and the values are not; open the first hint.",
 ) -> Verdict:
     """Compare a number, a sequence or a tensor with the right one and with known mistakes.
 
@@ -56,13 +64,20 @@ def judged(
         mistakes: wrong answers that are recognised, each with the words for it.
         praise: said of a right answer.
         tolerance: relative, of every element.
+        otherwise: said of a wrong answer of the right shape that is not among the mistakes.
 
     Example:
         >>> judged(3.0, 2.0, [(3.0, "You added the bias.")])
         Not yet. You added the bias.
     """
     if not attempted(answer):
-        return Verdict(None, NOT_YET)
+        return unattempted(answer)
+    if hasattr(answer, "values") and hasattr(answer, "indices") and isinstance(answer, tuple):
+        return Verdict(
+            False,
+            "Along a dimension torch gives two tensors, the values and their places: take "
+            "`.values` or `.indices`.",
+        )
     wanted = _as_tensor(right)
     try:
         found = _as_tensor(answer)
@@ -77,11 +92,19 @@ def judged(
             return Verdict(False, words)
     if found.shape != wanted.shape:
         return Verdict(
-            False, f"The shape is {list(found.shape)}; it should be {list(wanted.shape)}."
+            False,
+            f"The shape is {list(found.shape)}; it should be {list(wanted.shape)}"
+            + ("." if wanted.ndim else ", a single number."),
         )
     if _close(found, -wanted, tolerance):
         return Verdict(False, "The size is right and the sign is not.")
-    return Verdict(False, "The shape is right and the values are not; open the first hint.")
+    if torch.allclose(found, wanted, rtol=CLOSE, atol=0):
+        return Verdict(
+            False,
+            f"Nearly: all is within {CLOSE:.0%} of what is expected. If you rounded, write it in "
+            "full, as 1 / 3; if not, open the first hint.",
+        )
+    return Verdict(False, otherwise)
 
 
 def called(function: Callable | object, *arguments: object) -> object:

@@ -16,7 +16,7 @@ def add_grade(commands: argparse._SubParsersAction) -> None:
     """Add ``grade`` to the commands of the book."""
     parser = commands.add_parser(
         "grade",
-        help="the exercises of submitted notebooks, run where they can do no harm",
+        help="run the exercises of submitted notebooks where they can do no harm",
         description="Says for each exercise: good, wrong with the reason, open, missing, endless "
         "or hostile. A submission has no network, an empty home folder, and these limits.",
     )

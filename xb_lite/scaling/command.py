@@ -16,13 +16,14 @@ def add_estimate(commands: argparse._SubParsersAction) -> None:
     """The command, among those of the package."""
     parser = commands.add_parser(
         "estimate",
-        help="memory, time and disk of a recipe, before anything is fetched",
-        description="From the recipe and the model's config alone. Memory is the upper end, with a "
-        "pass of items as long as the recipe allows, unless --tokens says how long they are; time "
-        "is of items as long as the book's own are on average, or the official ones at most.",
+        help="say what memory, time and disk training by a recipe takes",
+        description="Estimates memory, time and disk from the recipe and the model's config; "
+        "nothing is downloaded or trained. Memory is an upper bound: every item is taken to be as "
+        "long as the recipe allows, unless --tokens says otherwise. Time is for items of the "
+        "average length of the book's own or, for recipes with longer ones, of the maximum.",
     )
     parser.listed = lambda: {"recipes": recipe_names(), "cards": CARDS}
-    parser.add_argument("recipe", help="a name, or a JSON file")
+    parser.add_argument("recipe", help="a name from the list below, or a JSON file")
     parser.add_argument(
         "--set",
         action="extend",
@@ -30,13 +31,13 @@ def add_estimate(commands: argparse._SubParsersAction) -> None:
         default=[],
         metavar="FIELD=VALUE",
         dest="changes",
-        help="other values for fields of the recipe",
+        help="change fields of the recipe, as in max_tokens=256",
     )
-    parser.add_argument("--cards", nargs="+", metavar="CARD", help="default: all")
-    parser.add_argument("--tokens", type=int, help="of an item (default: the recipe's most)")
-    parser.add_argument("--processes", type=int, default=1, help="a card each (default: 1)")
+    parser.add_argument("--cards", nargs="+", metavar="CARD", help="hardware from the list below (default: all)")
+    parser.add_argument("--tokens", type=int, help="length of an item (default: the recipe's maximum)")
+    parser.add_argument("--processes", type=int, default=1, help="how many, each on a card of its own (default: 1)")
     parser.add_argument(
-        "--sharded", action="store_true", help="they share the weights (ZeRO-3, FSDP)"
+        "--sharded", action="store_true", help="split the weights among the processes (ZeRO-3, FSDP)"
     )
     parser.set_defaults(run=_estimate)
 

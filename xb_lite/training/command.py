@@ -14,12 +14,13 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     """Add ``train`` to the commands of the book."""
     parser = commands.add_parser(
         "train",
-        help="a defense, by a recipe",
-        description="Goes on where an earlier run stopped; a finished one is not made again.",
+        help="train a defense by a recipe",
+        description="Trains a defense and writes it as an adapter. A run that was stopped goes on "
+        "where it was; a finished one is not repeated.",
     )
     parser.listed = lambda: {"recipes": recipe_names()}
-    parser.add_argument("recipe", help="a name, or a JSON file")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
+    parser.add_argument("recipe", help="a name from the list below, or a JSON file")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     several = {"action": "extend", "nargs": "+"}  # once with many, or many times
     parser.add_argument(
         "--set",
@@ -27,29 +28,30 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         default=[],
         metavar="FIELD=VALUE",
         dest="changes",
-        help="other values for fields of the recipe",
+        help="change fields of the recipe, as in learning_rate=4e-4",
     )
     parser.add_argument(
         "--edition",
         type=int,
         choices=EDITIONS,
-        help="of the book's own prompts, from which the defense learns (default: 2 for "
-        f"{DEFAULT}-aligned-360, which was aligned on them, else 1); another than the default "
-        "is in the name of the folder",
+        help="which edition of the book's own prompts the defense learns from (default: 2 for "
+        f"{DEFAULT}-aligned-360, which was aligned on it, otherwise 1); an edition that is not the "
+        "default becomes part of the folder's name",
     )
     parser.add_argument(
         "--data",
         **several,
         metavar="WHAT",
-        help="official: the published files, fetched, put together as the official code does; "
-        "behind it NAME=FILE for copies of your own, and its options (OPTION=VALUE)",
+        help="train on other data than the book's own prompts. official: the files published with "
+        "X-Boundary, downloaded and put together as its code does; after it NAME=FILE for copies "
+        "of your own, and options (OPTION=VALUE)",
     )
-    parser.add_argument("--into", metavar="FOLDER", help="default: adapters in the cache folder")
+    parser.add_argument("--into", metavar="FOLDER", help="of the adapter (default: a folder in the cache)")
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="--no-resume begins anew",
+        help="go on with an earlier run (default), or begin anew",
     )
     parser.set_defaults(run=_train)
 
