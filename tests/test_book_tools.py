@@ -238,6 +238,20 @@ def test_a_run_is_recorded_and_then_skipped(tree, capsys):
     assert path.read_bytes() == before
 
 
+def test_another_model_is_another_run(tree, capsys, monkeypatch):
+    write(tree, notebook("import os; print(os.environ.get('XB_MODEL'))"))
+    into = ["--into", "_build/executed"]
+    monkeypatch.delenv("XB_MODEL", raising=False)
+    assert execute.main(into, root=tree) == 0
+    for model in ("mine", "yours"):
+        monkeypatch.setenv("XB_MODEL", model)
+        capsys.readouterr()
+        assert execute.main(into, root=tree) == 0
+        assert "skipped" not in capsys.readouterr().out
+        made = notebook_files.read(tree / "_build" / "executed" / "00_toy.ipynb")
+        assert notebook_files.code_cells(made)[0].outputs[0].text == f"{model}\n"
+
+
 def test_a_report_runs_into_its_folder(tree):
     made = notebook("print(1)")
     (tree / "notebooks" / "reports").mkdir()

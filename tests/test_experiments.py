@@ -165,6 +165,17 @@ def test_help_lists_what_can_be_named(command, listed, capsys):
     assert [name for name in listed if name not in shown] == []
 
 
+@pytest.mark.parametrize(
+    ("misspelt", "says"),
+    [("--limt", "did you mean --limit?"), ("--zzz", "unrecognized arguments: --zzz")],
+)
+def test_a_misspelt_option_is_answered_by_its_own_command(misspelt, says, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main(["evaluate", misspelt, "2"])
+    error = capsys.readouterr().err
+    assert says in error and "evaluate [-h]" in error
+
+
 def test_every_option_has_a_help_text():
     (commands,) = (a for a in __main__._parser()._actions if a.dest == "command")
     for command in commands.choices.values():

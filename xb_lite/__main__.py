@@ -16,15 +16,14 @@ same as python -m xb_lite.
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
-import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xb_lite.commands import Parser
 from xb_lite.corpora import SPLITS
 from xb_lite.grading.command import add_grade
 from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model
@@ -47,30 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    """With what can be named, by what it is, below the help; looked up only there, for it loads
-    torch. A misspelt option is answered with the usage of its own command."""
-
-    listed: Callable[[], dict[str, Iterable[str]]] = dict
-
-    def format_help(self) -> str:
-        style = {"subsequent_indent": "  ", "break_on_hyphens": False}
-        lines = [
-            textwrap.fill(f"{what}: {', '.join(names)}", 79, **style)
-            for what, names in self.listed().items()
-        ]
-        return "\n".join([super().format_help(), *lines, ""]) if lines else super().format_help()
-
-    def parse_known_args(self, args=None, namespace=None):
-        found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            options = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].partition("=")[0], options, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-        return found, unknown
 
 
 def _defenses() -> dict[str, Iterable[str]]:
@@ -105,7 +80,7 @@ def _asked() -> dict[str, Iterable[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="xb-lite" if Path(sys.argv[0]).stem == "xb-lite" else "python -m xb_lite",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -139,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
         help="measure a model's attack success, over-refusal, service and capability",
         description="Asks a model every prompt of the chosen sets, has the replies judged, prints "
         "the rates with 95 % intervals, and keeps them in the folder of --results. The full sets "
-        "take long on a CPU: begin with --limit 5. A run that was stopped goes on where it was. "
+        "take long on a CPU: begin with --limit 5. After the replies capability is measured, which "
+        "takes minutes on a CPU whatever the limit. A run that was stopped goes on where it was. "
         "Replies stay in the cache folder.",
     )
     evaluate.listed = _asked
@@ -151,7 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
     evaluate.add_argument("--defense", help="a prompt defense by name (list below)")
-    evaluate.add_argument("--split", default="test", choices=SPLITS, help="which part of the book's own sets (default: test)")
+    evaluate.add_argument(
+        "--split",
+        default="test",
+        choices=SPLITS,
+        help="which part of the book's own sets (default: test)",
+    )
     evaluate.add_argument(
         "--server", metavar="URL", help="an OpenAI-compatible server that runs the model (…/v1)"
     )
@@ -201,8 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens of a reply at most (default: 64)",
     )
-    evaluate.add_argument("--tasks", **several, default=[], help="tasks of lm-evaluation-harness, by name")
-    evaluate.add_argument("--results", metavar="FOLDER", default="my_results", help="default: my_results")
+    evaluate.add_argument(
+        "--tasks", **several, default=[], help="tasks of lm-evaluation-harness, by name"
+    )
+    evaluate.add_argument(
+        "--results", metavar="FOLDER", default="my_results", help="default: my_results"
+    )
     evaluate.add_argument(
         "--resume", **resumable, help="go on with an earlier run (default), or begin anew"
     )
@@ -224,7 +209,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--model", metavar="NAME", dest="named", help="the same, as an option")
     serve.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
     serve.add_argument(
-        "--defense", default="ia", help="a name from the list below (default: ia); none: no prompt defense"
+        "--defense",
+        default="ia",
+        help="a name from the list below (default: ia); none: no prompt defense",
     )
     serve.add_argument(
         "--guard",
@@ -256,7 +243,11 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.listed = _plans
     reproduce.add_argument("--status", action="store_true", help="say what is there, make nothing")
     reproduce.add_argument(
-        "--only", **several, default=[], metavar="PLAN", help="plans (list below), or a pattern of paths such as 'cpu/test/*'"
+        "--only",
+        **several,
+        default=[],
+        metavar="PLAN",
+        help="plans (list below), or a pattern of paths such as 'cpu/test/*'",
     )
     reproduce.add_argument(
         "--tier", choices=("cpu", "gpu", "a100", "multi"), help="hardware (default: cpu and gpu)"

@@ -5,8 +5,8 @@
     python book/tools/execute.py --in-place 01_hidden_states        # outputs to be committed
 
 A notebook is skipped when nothing that it depends on changed since its last run: its own cells,
-the package, the pins, the profile and the Python version. A cell that raises, or that was not
-run, ends the command with status 1 and leaves the old file as it was.
+the package, the pins, the profile, XB_MODEL and the Python version. A cell that raises, or that
+was not run, ends the command with status 1 and leaves the old file as it was.
 """
 
 import argparse
@@ -233,9 +233,10 @@ def picture_bytes(kind, data):
 
 def execute(path, target, stamp, profile, root):
     """Run ``path`` into ``target`` unless its stamp says that this was done; True if it ran."""
-    inputs = digest(
-        [RECIPE, profile, platform.python_version(), cell_digest(read(path)), *package_parts(root)]
-    )
+    parts = [RECIPE, profile, platform.python_version(), cell_digest(read(path))]
+    if model := os.environ.get("XB_MODEL"):
+        parts.append(model)
+    inputs = digest([*parts, *package_parts(root)])
     if stamp.exists() and target.exists():
         last = json.loads(stamp.read_text())
         if last == {"inputs": inputs, "output": digest([target.read_bytes()])}:

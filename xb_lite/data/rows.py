@@ -105,8 +105,8 @@ def parse(data: bytes, source: str, layouts: Sequence[Layout]) -> tuple[Layout, 
         known = ", ".join(dict.fromkeys(known.dialogue for known in layouts))
         raise BenchmarkError(
             f"{source} has none of the fields that hold a dialogue ({known}); its fields are: "
-            f"{', '.join(' '.join(field.split()) for field in sorted(fields))[:200] or 'none'}. For "
-            "prompts of your own, one a row, call the column (in CSV the first line) prompt."
+            f"{', '.join(' '.join(field.split()) for field in sorted(fields))[:200] or 'none'}. "
+            "For prompts of your own, one a row, call the column (in CSV the first line) prompt."
         )
     return layout, rows
 

@@ -33,11 +33,19 @@ def add_estimate(commands: argparse._SubParsersAction) -> None:
         dest="changes",
         help="change fields of the recipe, as in max_tokens=256",
     )
-    parser.add_argument("--cards", nargs="+", metavar="CARD", help="hardware from the list below (default: all)")
-    parser.add_argument("--tokens", type=int, help="length of an item (default: the recipe's maximum)")
-    parser.add_argument("--processes", type=int, default=1, help="how many, each on a card of its own (default: 1)")
     parser.add_argument(
-        "--sharded", action="store_true", help="split the weights among the processes (ZeRO-3, FSDP)"
+        "--cards", nargs="+", metavar="CARD", help="hardware from the list below (default: all)"
+    )
+    parser.add_argument(
+        "--tokens", type=int, help="length of an item (default: the recipe's maximum)"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="how many, each on a card of its own (default: 1)"
+    )
+    parser.add_argument(
+        "--sharded",
+        action="store_true",
+        help="split the weights among the processes (ZeRO-3, FSDP)",
     )
     parser.set_defaults(run=_estimate)
 

@@ -46,7 +46,9 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         "X-Boundary, downloaded and put together as its code does; after it NAME=FILE for copies "
         "of your own, and options (OPTION=VALUE)",
     )
-    parser.add_argument("--into", metavar="FOLDER", help="of the adapter (default: a folder in the cache)")
+    parser.add_argument(
+        "--into", metavar="FOLDER", help="of the adapter (default: a folder in the cache)"
+    )
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,

@@ -1,0 +1,36 @@
+"""The parser of the package's commands."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+
+
+class Parser(argparse.ArgumentParser):
+    """With what can be named, by what it is, below the help; looked up only there, for it loads
+    torch. A misspelt option is answered with the usage of its own command."""
+
+    listed: Callable[[], dict[str, Iterable[str]]] = dict
+
+    def format_help(self) -> str:
+        """With a paragraph for each entry of ``listed``."""
+        style = {"subsequent_indent": "  ", "break_on_hyphens": False}
+        lines = [
+            textwrap.fill(f"{what}: {', '.join(names)}", 79, **style)
+            for what, names in self.listed().items()
+        ]
+        return "\n".join([super().format_help(), *lines, ""]) if lines else super().format_help()
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As of argparse, but what is unknown ends it here, where the command's options are."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            options = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], options, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
