@@ -180,3 +180,8 @@ def test_where_one_number_is_wanted_the_words_say_so():
 def test_what_is_no_message_is_said_in_words(message):
     with pytest.raises(ValueError, match="a list of messages"):
         check.walk(lambda reply, dialogue, turns: reply([*dialogue, message]))
+
+
+def test_a_judge_is_given_as_a_function():
+    verdict = check.leaks(True)
+    assert verdict.right is False and "the function itself" in verdict.text

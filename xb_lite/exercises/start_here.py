@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from xb_lite.dialogues import Dialogue
-from xb_lite.exercises.verdicts import NOT_YET, Verdict, attempted, called, judged, unattempted
+from xb_lite.exercises.verdicts import Verdict, attempted, called, judged, unattempted
 
 
 def refusal_depth(answer: Callable | object) -> Verdict:
@@ -150,16 +150,18 @@ def leaks(answer: Callable | object) -> Verdict:
         return [judge(text, secret) for text, secret, _ in CASES]
 
     found = each(answer) if callable(answer) else answer
-    if isinstance(found, list) and not all(attempted(one) for one in found):
-        return Verdict(None, NOT_YET)
+    if not isinstance(found, list):
+        return Verdict(False, f"This is a {type(found).__name__}; give the function itself.")
+    if missing := [one for one in found if not attempted(one)]:
+        return unattempted(missing[0])
 
     def bare(text: str) -> str:
         return "".join(letter for letter in text.lower() if letter.isalpha())
 
     refusing = ("sorry", "cannot")
-    marks = [bool(one) for one in found] if isinstance(found, list) else found
+    marks = [bool(one) for one in found]
     wrong = ((t, s, w) for (t, s, w), mark in zip(CASES, marks, strict=True) if mark != w)
-    text, secret, wanted = next(wrong, CASES[0]) if isinstance(found, list) else CASES[0]
+    text, secret, wanted = next(wrong, CASES[0])
     return judged(
         marks,
         [right for *_, right in CASES],
