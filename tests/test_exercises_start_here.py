@@ -80,6 +80,7 @@ def test_mistakes_of_refusal_depth(wrong, words):
         ((2 / 5, 2 / 4), "denominator"),
         (2 / 6, "shape"),
         ((0.33, 0.4), "If you rounded"),
+        ((33, 40), "rounded percentages"),
         ((0.9, 0.1), "The shape is right"),
     ],
 )

@@ -59,6 +59,7 @@ def two_rates(answer: object) -> Verdict:
             ((2 / 11, 2 / 11), "Each rate has its own denominator: its own kind of prompts."),
             ((2 / 5, 2 / 6), "The numbers are right, in the other order: first ASR, then ORR."),
             ((100 * 2 / 6, 40), "Right as percentages; give shares from 0 to 1."),
+            ((33, 40), "Right as rounded percentages; give shares from 0 to 1, unrounded."),
             ((2 / 5, 2 / 4), "Gibberish stays in the denominator: it was asked as well."),
         ],
         praise="One third of the attacks succeed, and two fifths of the harmless prompts fail.",
