@@ -2,10 +2,17 @@
 
 import pytest
 import torch
-from exercise_pages import cells_of, defining, solutions_of, stubs_of
+from exercise_pages import (
+    cells_of,
+    defining,
+    is_mistaken,
+    is_not_attempted,
+    is_solved,
+    solutions_of,
+    stubs_of,
+)
 
 from xb_lite.exercises import start_here as check
-from xb_lite.exercises.verdicts import NOT_YET
 
 CELLS = cells_of("00_start_here")
 NAMES = ("refusal_depth", "two_rates", "walk", "leaks")
@@ -23,20 +30,12 @@ def assistant(text):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_solution_in_the_notebook_passes(name):
-    there = {"torch": torch}
-    exec(defining(SOLUTIONS, name), there)
-    verdict = getattr(check, name)(there[name])
-    assert verdict.right, str(verdict)
+    is_solved(check, name, defining(SOLUTIONS, name), torch=torch)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stub_in_the_notebook_is_not_attempted(name):
-    there = {"check": check}
-    exec(STUBS[name], there)
-    verdict = getattr(check, name)(there[name])
-    assert verdict.right is None
-    assert verdict.text == NOT_YET
-    assert getattr(check, name)(...).text == NOT_YET
+    is_not_attempted(check, name, STUBS[name])
 
 
 def rates(leaks, dim=1):
@@ -60,9 +59,7 @@ def rates(leaks, dim=1):
     ],
 )
 def test_mistakes_of_refusal_depth(wrong, words):
-    verdict = check.refusal_depth(wrong)
-    assert verdict.right is False
-    assert words in verdict.text
+    is_mistaken(check.refusal_depth(wrong), words)
 
 
 @pytest.mark.parametrize(
@@ -81,9 +78,7 @@ def test_mistakes_of_refusal_depth(wrong, words):
     ],
 )
 def test_mistakes_of_two_rates(wrong, words):
-    verdict = check.two_rates(wrong)
-    assert verdict.right is False
-    assert words in verdict.text
+    is_mistaken(check.two_rates(wrong), words)
 
 
 def played(reply, dialogue, turns, history=True):
@@ -120,9 +115,7 @@ def walk_in_place(reply, dialogue, turns):
     ],
 )
 def test_mistakes_of_walk(wrong, words):
-    verdict = check.walk(wrong)
-    assert verdict.right is False
-    assert words in verdict.text
+    is_mistaken(check.walk(wrong), words)
 
 
 def bare(text):
@@ -149,6 +142,4 @@ def refuses(text):
     ],
 )
 def test_mistakes_of_leaks(wrong, words):
-    verdict = check.leaks(wrong)
-    assert verdict.right is False
-    assert words in verdict.text
+    is_mistaken(check.leaks(wrong), words)
