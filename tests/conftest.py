@@ -17,6 +17,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 # A shell lets what it runs in the background ignore Ctrl-C; here it is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Its asserts say what they compared, as those of a test do.
+pytest.register_assert_rewrite("exercise_pages")
+
 install_import_hook(["xb_lite.hidden", "xb_lite.losses.terms"], "beartype.beartype")
 
 

@@ -1,7 +1,11 @@
 """The table of where it breaks says which attack is weak, and the manifest has every run of it."""
 
+import importlib
+import json
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from tiny import tiny_model
 
 from xb_lite.attacks import table
 from xb_lite.attacks.catalog import ATTACKS
+from xb_lite.attacks.run import Budgeted
 from xb_lite.attacks.table import where_it_breaks
 from xb_lite.judges.strings import XSTEST
 from xb_lite.models.loading import ALIGNED_360
@@ -138,32 +143,40 @@ def _budget(words):
     return [words[k : k + 3] for k in kept]
 
 
-def test_what_is_finished_is_not_run_again(monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Runs the command on a subject, with judges, into the test's own folder."""
+
+    def command(words, subject, judges):
+        of_command = {
+            "local_subject": lambda name, precision, adapter=None: subject,
+            "precision_of": lambda name: FP32,
+            "judges": judges,
+            "tier": lambda: "cpu",
+        }
+        for name, mine in of_command.items():
+            monkeypatch.setattr(attacked, name, mine)
+        monkeypatch.setattr("sys.argv", ["attacked", *words, "--results", str(tmp_path)])
+        attacked.main()
+
+    return command
+
+
+def test_what_is_finished_is_not_run_again(command, tmp_path, capsys):
     def none(*_):
         raise AssertionError("judges are loaded for nothing")
 
-    subject = Subject("m", "d", None)
-    monkeypatch.setattr(attacked, "local_subject", lambda name, precision, adapter=None: subject)
-    monkeypatch.setattr(attacked, "precision_of", lambda name: FP32)
-    monkeypatch.setattr(attacked, "judges", none)
-    monkeypatch.setattr(attacked, "tier", lambda: "cpu")
     result(tmp_path / "cpu/attacks/m", "none", "openings", (19, 1))
-    monkeypatch.setattr("sys.argv", ["attacked", "openings", "--results", str(tmp_path)])
-    attacked.main()
+    command(["openings"], Subject("m", "d", None), none)
     assert "openings.json is there already" in capsys.readouterr().out
 
 
-def test_the_command_writes_a_result_for_the_table(tokenizer, monkeypatch, tmp_path, capsys):
+def test_the_command_writes_a_result_for_the_table(tokenizer, command, tmp_path, capsys):
     model = tiny_model(tokenizer)
     subject = Subject("tiny", "a digest", LocalBackend(model, tokenizer), model, tokenizer)
-    monkeypatch.setattr(attacked, "local_subject", lambda name, precision, adapter=None: subject)
-    monkeypatch.setattr(attacked, "precision_of", lambda name: FP32)
-    monkeypatch.setattr(attacked, "judges", lambda: [XSTEST])
-    monkeypatch.setattr(attacked, "tier", lambda: "cpu")
     words = ["--items", "2", "--tokens", "3", "--set", "n=2", "--prompt", "self-reminder"]
-    monkeypatch.setattr("sys.argv", ["attacked", "best-of-n", *words, "--results", str(tmp_path)])
     for _ in range(2):  # the second time out of the log
-        attacked.main()
+        command(["best-of-n", *words], subject, lambda: [XSTEST])
     path = tmp_path / "cpu/attacks/tiny/self-reminder/best-of-n.json"
     result = read_result(path)
     asr = [row for row in result["rows"] if row["metric"] == "asr"]
@@ -174,3 +187,68 @@ def test_the_command_writes_a_result_for_the_table(tokenizer, monkeypatch, tmp_p
     assert heads == ["attack", "self-reminder", "budget"]
     assert rows[0][0] == "best of N (undefended: not tried)" and "n = 2" in rows[0][1]
     assert "best of N, placebo" in capsys.readouterr().out
+
+
+class Slow(Budgeted):
+    """Takes 100 s of a clock to prepare, and 10 s to ask an item; in the second item of a stopped
+    placebo Ctrl-C comes."""
+
+    name, source, at_once = "slow", "a test", 1
+    stopped = False
+
+    def __init__(self, clock, placebo):
+        object.__setattr__(self, "clock", clock)
+        object.__setattr__(self, "placebo", placebo)
+
+    @property
+    def budget(self):
+        return {}
+
+    @contextmanager
+    def on(self, subject):
+        self.clock.now += 100
+        asked = []
+
+        def ask(items, decoding):
+            self.clock.now += 10
+            asked.extend(items)
+            if self.stopped and self.placebo and len(asked) == 2:
+                raise KeyboardInterrupt
+            return [["Sorry"] for _ in items]
+
+        yield ask
+
+
+@pytest.mark.parametrize(("older", "seconds"), [(False, 122 + 111 + 111), (True, 30 + 111)])
+def test_seconds_are_also_those_before_a_run_was_stopped(
+    older, seconds, command, monkeypatch, tmp_path
+):
+    clock = SimpleNamespace(now=0.0)
+    running = importlib.import_module("xb_lite.attacks.run")
+    monkeypatch.setattr(running, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(attacked, "attack_named", lambda name, placebo: Slow(clock, placebo))
+
+    class Judge:
+        name, source = "slow", "a test"
+
+        def __call__(self, requests, responses):
+            clock.now += 1
+            return XSTEST(requests, responses)
+
+    given = ["best-of-n", "--items", "2"], Subject("m", "d", None), lambda: [Judge()]
+    monkeypatch.setattr(Slow, "stopped", True)
+    with pytest.raises(KeyboardInterrupt):
+        command(*given)
+    folder = tmp_path / "cpu/attacks/m/none"
+    logs = {path: path.read_text() for path in folder.glob("*.jsonl")}
+    assert sorted(text.count("\n") for text in logs.values()) == [2, 3]
+    if older:  # as it was written before the overhead was kept
+        for path, text in logs.items():
+            rows = [json.loads(line) for line in text.splitlines()]
+            assert all(row.pop("overhead") for row in rows[1:])
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(Slow, "stopped", False)
+    command(*given)
+    found = read_result(folder / "best-of-n.json")
+    assert found["seconds"] == seconds
+    assert [row["mean"] for row in found["rows"] if row["metric"] == "seconds"] == [10, 10]

@@ -4,7 +4,7 @@ from math import ceil
 
 import numpy as np
 import pytest
-from exercise_pages import call_in, cells_of, solutions_in, sources_of
+from exercise_pages import accepts, cells_of, is_mistaken, says_not_yet, sources_of
 
 from xb_lite.convergence import wasserstein1
 from xb_lite.exercises import convergence as check
@@ -21,17 +21,13 @@ def page():
 
 @pytest.mark.parametrize("stub", EXERCISES)
 def test_an_untouched_stub_is_not_attempted(page, stub):
-    exec(SOURCES[stub].replace(call_in(SOURCES[stub]), ""), page)
-    assert str(eval(call_in(SOURCES[stub]), page)) == "Not attempted yet."
+    says_not_yet(SOURCES[stub], page)
 
 
 @pytest.mark.parametrize("stub", EXERCISES)
 def test_the_solution_on_the_page_is_right(page, stub):
     hints = SOURCES[f"{stub}-hints"]
-    (solution,) = solutions_in(hints)
-    exec(solution, page)
-    verdict = eval(call_in(SOURCES[stub]), page)
-    assert verdict.right, verdict
+    accepts(SOURCES[stub], hints, page)
     assert hints.count("<summary>Hint") == 2
 
 
@@ -139,8 +135,7 @@ WRONG = [
 @pytest.mark.parametrize("number", range(len(WRONG)))
 def test_a_known_wrong_answer_gets_its_words(number):
     exercise, answer, words = WRONG[number]
-    verdict = exercise(answer)
-    assert verdict.right is False and words in verdict.text, verdict
+    is_mistaken(exercise(answer), words)
 
 
 def test_the_unspoilt_answers_are_right():

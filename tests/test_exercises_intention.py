@@ -3,7 +3,16 @@
 import re
 
 import pytest
-from exercise_pages import cells_of, defining, solutions_of, sources_of, stubs_of
+from exercise_pages import (
+    cells_of,
+    defining,
+    is_mistaken,
+    is_not_attempted,
+    is_solved,
+    solutions_of,
+    sources_of,
+    stubs_of,
+)
 
 from xb_lite import intention
 from xb_lite.dialogues import as_dialogue
@@ -17,20 +26,15 @@ SOLUTIONS = solutions_of(CELLS)
 STUBS = stubs_of(CELLS, (*NAMES, "reminder"))
 
 
-def solved(name):
-    there = {"ia": intention, "STAGE_2": STAGE_2}  # the names that the notebook has there
-    exec(defining(SOLUTIONS, name), there)
-    return there
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_solution_in_the_notebook_passes(name):
-    verdict = getattr(check, name)(solved(name)[name])
-    assert verdict.right, str(verdict)
+    there = {"ia": intention, "STAGE_2": STAGE_2}  # the names that the notebook has there
+    is_solved(check, name, defining(SOLUTIONS, name), **there)
 
 
 def test_the_reminder_in_the_notebook_passes():
-    there = solved("my_reminder")
+    there = {}
+    exec(defining(SOLUTIONS, "my_reminder"), there)
     verdict = check.reminder(there["my_reminder"], there["my_control"])
     assert verdict.right, str(verdict)
     assert check.reminder(REMINDER, NEUTRAL).right
@@ -38,12 +42,7 @@ def test_the_reminder_in_the_notebook_passes():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stub_in_the_notebook_is_not_attempted(name):
-    there = {"check": check}
-    exec(STUBS[name], there)
-    verdict = getattr(check, name)(there[name])
-    assert verdict.right is None
-    assert verdict.text == NOT_YET
-    assert getattr(check, name)(...).text == NOT_YET
+    is_not_attempted(check, name, STUBS[name])
 
 
 def test_the_stub_of_the_reminder_is_not_attempted():
@@ -85,9 +84,7 @@ def run(one, other):
     ],
 )
 def test_mistakes_of_copied(wrong, words):
-    verdict = check.copied(wrong)
-    assert verdict.right is False
-    assert words in verdict.text
+    is_mistaken(check.copied(wrong), words)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +103,7 @@ def test_mistakes_of_copied(wrong, words):
     ],
 )
 def test_mistakes_of_tokens_read(wrong, words):
-    verdict = check.tokens_read(wrong)
-    assert verdict.right is False
-    assert words in verdict.text
+    is_mistaken(check.tokens_read(wrong), words)
 
 
 def user(text):
@@ -158,9 +153,7 @@ def flat(d, i):
     ],
 )
 def test_mistakes_of_second_context(wrong, words):
-    verdict = check.second_context(wrong)
-    assert verdict.right is False
-    assert words in verdict.text
+    is_mistaken(check.second_context(wrong), words)
 
 
 @pytest.mark.parametrize(
@@ -181,9 +174,7 @@ def test_mistakes_of_second_context(wrong, words):
     ],
 )
 def test_mistakes_of_repaired(wrong, words):
-    verdict = check.repaired(wrong)
-    assert verdict.right is False
-    assert words in verdict.text
+    is_mistaken(check.repaired(wrong), words)
 
 
 GOOD = ("Be a responsible helper.\n", "\nDo no harm.")
@@ -208,6 +199,4 @@ GOOD = ("Be a responsible helper.\n", "\nDo no harm.")
     ],
 )
 def test_mistakes_of_the_reminder(mine, control, words):
-    verdict = check.reminder(mine, control)
-    assert verdict.right is False
-    assert words in verdict.text
+    is_mistaken(check.reminder(mine, control), words)

@@ -1,10 +1,17 @@
 """The exercises of chapter 9: solutions pass, stubs are not attempted, mistakes get their words."""
 
 import pytest
-from exercise_pages import cells_of, defining, solutions_of, stubs_of
+from exercise_pages import (
+    cells_of,
+    defining,
+    is_mistaken,
+    is_not_attempted,
+    is_solved,
+    solutions_of,
+    stubs_of,
+)
 
 from xb_lite.exercises import scaling_up as check
-from xb_lite.exercises.verdicts import NOT_YET
 
 CELLS = cells_of("09_scaling_up")
 NAMES = ("adapter_size", "largest_pass", "per_card", "boundary_size", "bill")
@@ -14,19 +21,12 @@ STUBS = stubs_of(CELLS, NAMES)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_solution_in_the_notebook_passes(name):
-    there = {}
-    exec(defining(SOLUTIONS, name), there)
-    verdict = getattr(check, name)(there[name])
-    assert verdict.right, str(verdict)
+    is_solved(check, name, defining(SOLUTIONS, name))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stub_in_the_notebook_is_not_attempted(name):
-    there = {"check": check}
-    exec(STUBS[name], there)
-    verdict = getattr(check, name)(there[name])
-    assert verdict.right is None and verdict.text == NOT_YET
-    assert getattr(check, name)(...).text == NOT_YET
+    is_not_attempted(check, name, STUBS[name])
 
 
 def fits(memory, pairs, limit):
@@ -107,5 +107,4 @@ MISTAKES = {
     ("name", "wrong", "words"), [(name, *one) for name, some in MISTAKES.items() for one in some]
 )
 def test_mistakes_get_their_words(name, wrong, words):
-    verdict = getattr(check, name)(wrong)
-    assert verdict.right is False and words in verdict.text, str(verdict)
+    is_mistaken(getattr(check, name)(wrong), words)

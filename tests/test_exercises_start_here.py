@@ -2,10 +2,18 @@
 
 import pytest
 import torch
-from exercise_pages import cells_of, defining, solutions_of, stubs_of
+from exercise_pages import (
+    cells_of,
+    defining,
+    is_mistaken,
+    is_not_attempted,
+    is_solved,
+    solutions_of,
+    stubs_of,
+)
 
 from xb_lite.exercises import start_here as check
-from xb_lite.exercises.verdicts import NO_RETURN, NOT_YET, judged
+from xb_lite.exercises.verdicts import NO_RETURN, judged
 
 CELLS = cells_of("00_start_here")
 NAMES = ("refusal_depth", "two_rates", "walk", "leaks")
@@ -23,20 +31,12 @@ def assistant(text):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_solution_in_the_notebook_passes(name):
-    there = {"torch": torch}
-    exec(defining(SOLUTIONS, name), there)
-    verdict = getattr(check, name)(there[name])
-    assert verdict.right, str(verdict)
+    is_solved(check, name, defining(SOLUTIONS, name), torch=torch)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stub_in_the_notebook_is_not_attempted(name):
-    there = {"check": check}
-    exec(STUBS[name], there)
-    verdict = getattr(check, name)(there[name])
-    assert verdict.right is None
-    assert verdict.text == NOT_YET
-    assert getattr(check, name)(...).text == NOT_YET
+    is_not_attempted(check, name, STUBS[name])
 
 
 def rates(leaks, dim=1):
@@ -61,9 +61,7 @@ def rates(leaks, dim=1):
     ],
 )
 def test_mistakes_of_refusal_depth(wrong, words):
-    verdict = check.refusal_depth(wrong)
-    assert verdict.right is False
-    assert words in verdict.text
+    is_mistaken(check.refusal_depth(wrong), words)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +83,7 @@ def test_mistakes_of_refusal_depth(wrong, words):
     ],
 )
 def test_mistakes_of_two_rates(wrong, words):
-    verdict = check.two_rates(wrong)
-    assert verdict.right is False
-    assert words in verdict.text
+    is_mistaken(check.two_rates(wrong), words)
 
 
 def played(reply, dialogue, turns, history=True):
@@ -124,9 +120,7 @@ def walk_in_place(reply, dialogue, turns):
     ],
 )
 def test_mistakes_of_walk(wrong, words):
-    verdict = check.walk(wrong)
-    assert verdict.right is False
-    assert words in verdict.text
+    is_mistaken(check.walk(wrong), words)
 
 
 def bare(text):
@@ -156,9 +150,7 @@ def refuses(text):
     ],
 )
 def test_mistakes_of_leaks(wrong, words):
-    verdict = check.leaks(wrong)
-    assert verdict.right is False
-    assert words in verdict.text
+    is_mistaken(check.leaks(wrong), words)
 
 
 @pytest.mark.parametrize("name", ["refusal_depth", "walk", "leaks"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exercise_pages import call_in, cells_of, solutions_in, sources_of
+from exercise_pages import accepts, cells_of, is_mistaken, says_not_yet, solutions_in, sources_of
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_model
 from torch import nn
@@ -47,17 +47,12 @@ def page():
 
 @pytest.mark.parametrize("stub", EXERCISES)
 def test_an_untouched_stub_is_not_attempted(page, stub):
-    body = SOURCES[stub].replace(call_in(SOURCES[stub]), "")
-    exec(body, page)
-    assert str(eval(call_in(SOURCES[stub]), page)) == "Not attempted yet."
+    says_not_yet(SOURCES[stub], page)
 
 
 @pytest.mark.parametrize("stub", EXERCISES)
 def test_the_solution_on_the_page_is_right(page, stub):
-    (solution,) = solutions_in(SOURCES[EXERCISES[stub]])
-    exec(solution, page)
-    verdict = eval(call_in(SOURCES[stub]), page)
-    assert verdict.right, verdict
+    accepts(SOURCES[stub], SOURCES[EXERCISES[stub]], page)
 
 
 @pytest.mark.parametrize("stub", EXERCISES)
@@ -180,8 +175,7 @@ WRONG += [
 @pytest.mark.parametrize("number", range(len(WRONG)))
 def test_a_known_wrong_answer_gets_its_words(number):
     exercise, answer, words = WRONG[number]
-    verdict = exercise(answer)
-    assert verdict.right is False and words in verdict.text, verdict
+    is_mistaken(exercise(answer), words)
 
 
 def test_wrong_angles_get_their_words(page):

@@ -164,8 +164,9 @@ def test_what_cannot_be_shown_is_named(change, message):
 
 def test_its_files_are_in_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    listed = project["tool"]["setuptools"]["package-data"]["xb_lite.boundary"]
-    assert {"explorer.html", "explorer.css", "explorer.js"} <= set(listed)
+    listed = project["tool"]["setuptools"]["package-data"]
+    assert {"explorer.html", "explorer.css", "explorer.js"} <= set(listed["xb_lite.boundary"])
+    assert {"elements.css", "elements.js"} <= set(listed["xb_lite"])
 
 
 # What a reader can do with it

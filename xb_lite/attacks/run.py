@@ -70,12 +70,14 @@ class Budgeted:
 @dataclass(frozen=True)
 class Tried:
     """What became of one item: ``labels`` has one for each attempt, by judge. ``seconds`` is its
-    share of the time of its batch."""
+    share of the time in which its batch was asked, ``overhead`` its share of what preparing the
+    attack and judging took beside that; older logs do not have it."""
 
     id: str
     set: str
     labels: dict[str, list[str | None]]
     seconds: float
+    overhead: float = 0.0
 
 
 def run(
@@ -123,19 +125,26 @@ def run(
         rows = dict(kept.rows) if kept else {}
         left = [item for item in items if item.id not in rows]
         if left:
+            since = time.perf_counter()
             with attack.on(subject) as ask:
                 for start in range(0, len(left), attack.at_once):
-                    new = _batch(ask, left[start : start + attack.at_once], judges, decoding)
+                    some = left[start : start + attack.at_once]
+                    new = _batch(ask, some, judges, decoding, since)
+                    since = time.perf_counter()
                     if kept:
                         kept.append(new)
                     rows |= {row["id"]: row for row in new}
         return [Tried(**rows[item.id]) for item in items]
 
 
-def _batch(ask: Ask, items: list[Item], judges: Sequence[Judge], decoding: Decoding) -> list[dict]:
+def _batch(
+    ask: Ask, items: list[Item], judges: Sequence[Judge], decoding: Decoding, since: float
+) -> list[dict]:
+    """Rows of a log; their ``seconds`` and ``overhead`` add up to the time that has passed
+    ``since``, a reading of ``perf_counter``."""
     began = time.perf_counter()
     attempts = ask(items, decoding)
-    seconds = (time.perf_counter() - began) / len(items)
+    asking = time.perf_counter() - began
     requests = [i.request for i, texts in zip(items, attempts, strict=True) for _ in texts]
     flat = [text for texts in attempts for text in texts]
     labels: list[dict[str, list]] = [{} for _ in items]
@@ -143,10 +152,19 @@ def _batch(ask: Ask, items: list[Item], judges: Sequence[Judge], decoding: Decod
         given = iter(judge(requests, flat))
         for mine, texts in zip(labels, attempts, strict=True):
             mine[judge.name] = [next(given) for _ in texts]
+    beside = time.perf_counter() - since - asking
+    seconds, overhead = (round(spent / len(items), 3) for spent in (asking, beside))
     return [
-        asdict(Tried(item.id, item.set, mine, round(seconds, 3)))
+        asdict(Tried(item.id, item.set, mine, seconds, overhead))
         for item, mine in zip(items, labels, strict=True)
     ]
+
+
+def seconds_spent(tried: Sequence[Tried]) -> float:
+    """What preparing, asking and judging took, in seconds, also before a run was stopped and went
+    on. What was done after the last line of the log was lost, and is not in it; of items out of an
+    older log it is the asking alone."""
+    return sum(one.seconds + one.overhead for one in tried)
 
 
 def succeeded(tried: Sequence[Tried], judge: str) -> list[bool]:

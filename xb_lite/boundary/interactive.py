@@ -1,16 +1,14 @@
 """The boundary explorer: an interactive map of prompts by layer, defense and projection.
 
-One self-contained piece of HTML for a notebook, ``display(HTML(explorer(...)))``: it works in
-Jupyter, on Colab and on a page of the book, asks nobody for anything, and shows its first view as
-a picture where scripts do not run. The page is ``explorer.html``, its look ``explorer.css``, what
-it does ``explorer.js``; this module checks the data and packs them. Used in 02_boundary.
+``display(HTML(explorer(...)))`` in a notebook; where scripts do not run its first view is a
+picture. The markup is ``explorer.html``, its look ``explorer.css``, what it does ``explorer.js``,
+built on ``xb_lite.elements``; this module checks the data and packs them. Used in
+02_boundary.
 """
 
 from __future__ import annotations
 
 import base64
-import json
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from math import floor, log10
@@ -19,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from xb_lite.elements import element
 from xb_lite.figures import COLORS, MARKERS
 
 # The markers of the figures as SVG paths around the origin.
@@ -84,10 +83,6 @@ def explorer(
         "places": PLACES,
     }
     parts = {
-        "css": _read("explorer.css"),
-        "js": _read("explorer.js"),
-        # "<" could end the script element; in JSON it may be written like this.
-        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         "colors": "".join(f"--{kind}:{COLORS[kind]};" for kind in MARKERS),
         "n": len(kinds),
         "first": escape(f"{first}, {defenses[defense]}, layer {layers[layer]}"),
@@ -108,7 +103,7 @@ def explorer(
         ),
         "points": "".join(map(_point, kinds, places[first][defense, layer])),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: str(parts[found[1]]), _read("explorer.html"))
+    return element(Path(__file__).with_name("explorer"), data, parts)
 
 
 def _check(maps, scores, kinds, prompts, defenses, layers, start) -> None:
@@ -202,7 +197,3 @@ def _point(kind: str, place: Int[np.ndarray, " 2"]) -> str:
     x, y = (3 + 94 * part / (PLACES - 1) for part in (place[0], PLACES - 1 - place[1]))
     where = f"translate({x:.1f}%,{y:.1f}%)"
     return f'<path class="{kind}" d="{SHAPES[MARKERS[kind]]}" style="transform:{where}"/>'
-
-
-def _read(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8").rstrip("\n")

@@ -1,20 +1,18 @@
 """The trade-off as something to touch: a reader chooses a defense, its training seed and strength.
 
-One self-contained piece of HTML for a notebook, ``display(HTML(tradeoff(...)))``: it works in
-Jupyter, on Colab and on a page of the book, asks nobody for anything, and is a table where scripts
-do not run. The markup is ``tradeoff.html``, its look ``tradeoff.css``, what it does
-``tradeoff.js``; this module checks the data and packs them. Used in 05_training.
+``display(HTML(tradeoff(...)))`` in a notebook; where scripts do not run it is a table. The markup
+is ``tradeoff.html``, its look ``tradeoff.css``, what it does ``tradeoff.js``, built on
+``xb_lite.elements``; this module checks the data and packs them. Used in 05_training.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
+from xb_lite.elements import element
 from xb_lite.results.stats import Rate
 from xb_lite.results.tables import html_table
 
@@ -78,10 +76,6 @@ def tradeoff(places: Sequence[Place]) -> str:
         for p in places
     ]
     parts = {
-        "css": _read("tradeoff.css"),
-        "js": _read("tradeoff.js"),
-        # "<" could end the script element; in JSON it may be written like this.
-        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         "table": html_table(heads, rows).replace('tabindex="0"', "", 1),  # its box has one
         "attacks": _sizes([p.success for p in places]),
         "prompts": _sizes([p.over_refusal for p in places]),
@@ -89,7 +83,7 @@ def tradeoff(places: Sequence[Place]) -> str:
             f"<option>{escape(name)}</option>" for name in dict.fromkeys(p.defense for p in places)
         ),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read("tradeoff.html"))
+    return element(Path(__file__), data, parts)
 
 
 def _first(places: Sequence[Place], defense: str) -> int:
@@ -110,7 +104,3 @@ def _sizes(rates: Sequence[Rate]) -> str:
     """One n, or from which to which."""
     low, high = min(r.n for r in rates), max(r.n for r in rates)
     return str(low) if low == high else f"{low} to {high}"
-
-
-def _read(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8").rstrip("\n")

@@ -7,7 +7,8 @@ this file is the manifest of what chapter 8 reports:
 ``python -m xb_lite reproduce --manifest xb_lite/reproduce/together.json``.
 
 Result: ``<results>/<tier>/attacks/<model>/<defense>/<attack>.json``, and beside it a line an item,
-with labels and no texts, from which a run that was stopped goes on.
+with labels and no texts, from which a run that was stopped goes on. The ``seconds`` of the result
+are those before it was stopped, too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from xb_lite.attacks.catalog import ATTACKS, attack_named, needs_of
-from xb_lite.attacks.run import label_of, rows_of, run
+from xb_lite.attacks.run import label_of, rows_of, run, seconds_spent
 from xb_lite.data.items import items_digest, load_items, spread
 from xb_lite.evaluation.runs import setting_of
 from xb_lite.guard.fitting import detectors_named
@@ -90,7 +91,7 @@ def _attack(
     folder: Path,
 ) -> None:
     """Run one attack and its placebo, write the result and print it."""
-    started, rows = datetime.now(UTC), []
+    started, rows, spent = datetime.now(UTC), [], 0.0
     items = spread(load_items("harmful", "test"), args.items)
     decoding = Decoding(args.tokens)
     given_changes = dict(map(parse_change, args.changes))
@@ -100,6 +101,7 @@ def _attack(
         log = folder / f"{name}{'-placebo' if placebo else ''}.jsonl"
         tried = run(attack, subject, items, judged_by, decoding, precision=precision, log=log)
         rows += rows_of(attack, tried)
+        spent += seconds_spent(tried)
         print(f"{label_of(attack)} on {subject.defense} is done", flush=True)
     path = folder / f"{name}.json"
     write_result(
@@ -112,6 +114,7 @@ def _attack(
             "seed": 0,
             "rows": rows,
             **provenance(started),
+            "seconds": round(spent),
         },
     )
     for row in rows:
