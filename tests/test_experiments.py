@@ -122,7 +122,10 @@ def test_a_spread_is_even_and_in_order(count, limit):
         (["--judge", "words", "nonsense"], "there is no judge 'nonsense'; there are words"),
         (["--judge", "words", "--judge", "words"], "the judge words is named 2 times"),
         (["--judge", "rubric"], "name one with --judge-model"),
-        (["--sets", "benign", "--judge", "llama-guard"], "label replies to harmful requests alone"),
+        (
+            ["--sets", "benign", "--judge", "llama-guard"],
+            "replies to harmful requests are labelled",
+        ),
         (["--judge-model", "m"], "m is the model of none of these judges: none has one"),
         (
             ["--judge", "harmbench", "llama-guard", "--judge-model", "m"],
