@@ -747,3 +747,8 @@ def test_the_edition_is_the_models_own_or_in_the_name_of_the_folder(monkeypatch,
 def test_an_edition_that_nothing_learns_from_is_refused(command, says, capsys):
     assert __main__.main(["train", *command, "--edition", "2"]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_a_judge_that_cannot_be_had_says_what_to_do_about_a_judge(tmp_path):
+    with pytest.raises(ModelError, match="a judge's model: .*; without a network, .*--judge-model"):
+        judges_named(["harmbench"], [str(tmp_path / "none")])
