@@ -122,7 +122,10 @@ def test_a_spread_is_even_and_in_order(count, limit):
         (["--judge", "words", "nonsense"], "there is no judge 'nonsense'; there are words"),
         (["--judge", "words", "--judge", "words"], "the judge words is named 2 times"),
         (["--judge", "rubric"], "name one with --judge-model"),
-        (["--sets", "benign", "--judge", "llama-guard"], "label replies to harmful requests alone"),
+        (
+            ["--sets", "benign", "--judge", "llama-guard"],
+            "replies to harmful requests are labelled",
+        ),
         (["--judge-model", "m"], "m is the model of none of these judges: none has one"),
         (
             ["--judge", "harmbench", "llama-guard", "--judge-model", "m"],
@@ -744,3 +747,8 @@ def test_the_edition_is_the_models_own_or_in_the_name_of_the_folder(monkeypatch,
 def test_an_edition_that_nothing_learns_from_is_refused(command, says, capsys):
     assert __main__.main(["train", *command, "--edition", "2"]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_a_judge_that_cannot_be_had_says_what_to_do_about_a_judge(tmp_path):
+    with pytest.raises(ModelError, match="a judge's model: .*; without a network, .*--judge-model"):
+        judges_named(["harmbench"], [str(tmp_path / "none")])

@@ -337,6 +337,20 @@ def test_pairs_are_in_the_order_of_the_trainers_sampler(tokenizer):
     )
 
 
+def test_without_a_term_for_them_refusals_of_harmless_prompts_are_not_erased(tokenizer):
+    breakers = {"method": "circuit-breakers", "separate": None}
+    for changes in (breakers, {"separate": "as_described"}):
+        pairs = official_pairs(recipe(steps=8, **changes), sets(blanked=False), tokenizer)
+        assert any(pair.boundary for pair in pairs)
+        for pair in pairs:
+            assert not pair.separate
+            said = tokenizer.decode(pair.change.encoding.input_ids)
+            assert REFUSAL[:20] not in said
+    separated = official_pairs(recipe(steps=8), sets(blanked=False), tokenizer)
+    erased = [REFUSAL[:20] in tokenizer.decode(p.change.encoding.input_ids) for p in separated]
+    assert erased == [pair.boundary for pair in separated]
+
+
 def test_what_cannot_be_is_said(tokenizer):
     with pytest.raises(RecipeError, match="no tags for .*SmolLM2.* tags=template"):
         official_pairs(recipe("smollm2-135m"), sets(), tokenizer)

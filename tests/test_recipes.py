@@ -302,7 +302,7 @@ def test_methods_and_the_separate_term_go_together():
     load_recipe(CPU, **breakers)
     for changes, words in (
         ({"boundary_share": 2}, "boundary_share is 2; it must be from 0 to 1"),
-        ({"separate": "refusal"}, "separate is 'refusal'; it must be null"),
+        ({"separate": "refusal"}, "separate is 'refusal'; it must be null for circuit breakers"),
     ):
         with pytest.raises(RecipeError, match=words):
             load_recipe(CPU, **{**breakers, **changes})

@@ -581,3 +581,12 @@ def test_names_of_sets_are_names(tmp_path, name):
     (tmp_path / "my.csv").write_text("prompt\nBake?\n")
     with pytest.raises(ValueError, match="is no name of a set"):
         load_items(name, path=str(tmp_path / "my.csv"), kind="harmful")
+
+
+def test_a_folder_of_folders_of_results_is_no_empty_table(tmp_path):
+    inside = tmp_path / "cpu" / "my_model"
+    inside.mkdir(parents=True)
+    assert frame(tmp_path).empty
+    (inside / "none.json").write_text("{}")
+    with pytest.raises(ValueError, match="has no results itself; .*my_model has"):
+        frame(tmp_path)

@@ -135,6 +135,9 @@ def test_a_config_of_ones_own_is_read(tmp_path, offline):
         from_config("it", {**sizes, "num_experts": 4})
     with pytest.raises(ShapeError, match="no/such cannot be had .nothing is fetched here"):
         shape_of("no/such")
+    for name in ("/no/such/folder", "./no-such-folder"):
+        with pytest.raises(ShapeError, match="cannot be had .there is no such folder"):
+            shape_of(name)
     recipe = replace(load_recipe(CPU), lora_layers=20, model=str(tmp_path))
     with pytest.raises(RecipeError, match="lora_layers is 20; it must be at most 4"):
         estimate(recipe, shape_of(tmp_path))

@@ -218,7 +218,8 @@ def _parser() -> argparse.ArgumentParser:
         **several,
         default=[],
         metavar="DETECTOR",
-        help="read answers before they are shown: gibberish, probe (fitted first: minutes)",
+        help="read answers before they are shown, with the default model: gibberish, probe "
+        "(fitted first: minutes)",
     )
     serve.add_argument(
         "--hold", type=int, default=16, help="tokens that the guard holds back (default: 16)"
@@ -304,8 +305,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         item.kind == "harmful" for item in items
     ):
         raise ValueError(
-            f"{' and '.join(judged_by[0])} label replies to harmful requests alone, and none is "
-            "asked: name another judge or set."
+            f"{' and '.join(judged_by[0])}: only replies to harmful requests are labelled, and no "
+            "such request is asked: name another judge or set."
         )
     _check_server(args, args.model)
     if args.server:

@@ -13,13 +13,15 @@ from xb_lite.judges.classifiers import ChatJudge, harmbench, llama_guard
 from xb_lite.judges.gibberish import Gibberish
 from xb_lite.judges.service import Service
 from xb_lite.judges.strings import REFUSAL_JUDGES, Judge
-from xb_lite.models.cached import DEFAULT
+from xb_lite.models.cached import DEFAULT, ModelError
 from xb_lite.models.loading import last_name, load_model, model_digest, precision_of
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.server import RemoteBackend
 
 OWN_JUDGES = ("words", "service")  # these run on a laptop
 JUDGES = (*OWN_JUDGES, "harmbench", "llama-guard", "rubric")
+
+OTHERWISE = f"; {DEFAULT!r} is ungated and loads everywhere."  # no advice for a judge
 
 # The models that judges are published as; a rubric can be asked of any chat model, and has none.
 JUDGE_MODELS = {
@@ -59,7 +61,16 @@ def judges_named(
     def loaded(name: str, chat: bool) -> tuple:
         # In fp32 on a CPU: a verdict must not depend on what else is in its batch.
         precision = precision_of(name, exact=True)
-        return *load_model(name, precision, chat=chat), precision
+        try:
+            return *load_model(name, precision, chat=chat), precision
+        except ModelError as error:
+            if name == DEFAULT:
+                raise
+            raise ModelError(
+                f"a judge's model: {str(error).removesuffix(OTHERWISE)}; without a network, fetch "
+                "it before (hf download) or name a folder with --judge-model; the judges words and "
+                "service need neither."
+            ) from error
 
     @cache
     def gibberish() -> Gibberish:

@@ -173,7 +173,8 @@ class Recipe(Budget):
         demand("reference", self.reference in REFERENCE, f"one of {', '.join(REFERENCE)}")
         breakers = self.method == "circuit-breakers"
         known = self.separate is None if breakers else self.separate in SEPARATE
-        demand("separate", known, "null" if breakers else f"one of {', '.join(SEPARATE)}")
+        must = "null for circuit breakers (--set separate=null)"
+        demand("separate", known, must if breakers else f"one of {', '.join(SEPARATE)}")
         demand(
             "boundary_share",
             breakers or self.boundary_share > 0,

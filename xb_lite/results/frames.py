@@ -70,7 +70,8 @@ def frame(folder: str | os.PathLike[str]) -> pd.DataFrame:
             ``"cpu/test/smollm2-135m-aligned"``.
 
     Raises:
-        ValueError: there is no such folder, or a file in it is no result.
+        ValueError: there is no such folder, its results are in folders within, or a file in it is
+            no result.
 
     Example:
         >>> runs = frame("cpu/test/smollm2-135m-aligned")
@@ -79,6 +80,8 @@ def frame(folder: str | os.PathLike[str]) -> pd.DataFrame:
     """
     if Path(folder).is_dir():
         files = {p.stem: p for p in sorted(Path(folder).glob("*.json")) if p.name != INDEX.name}
+        if not files and (inside := min(Path(folder).glob("*/**/*.json"), default=None)):
+            raise ValueError(f"{folder} has no results itself; {inside.parent} has.")
     else:
         names = published_results(str(folder))
         files = {name: published(f"{folder}/{name}.json") for name in names}

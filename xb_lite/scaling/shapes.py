@@ -107,6 +107,8 @@ def shape_of(model: str | os.PathLike[str]) -> Shape:
         return replace(shape, tie_word_embeddings=False) if untied else shape
     try:
         path = Path(name) if os.path.isdir(name) else None
+        if path is None and (os.path.isabs(name) or name.startswith((".", "~"))):
+            raise OSError("there is no such folder")
         file = path / "config.json" if path else _from_hub(name, "config.json")
         config = json.loads(Path(file).read_text(encoding="utf-8"))
     except Exception as error:  # the hub's client has its own errors, by version

@@ -13,7 +13,7 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from itertools import count, islice
+from itertools import count, cycle, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -185,7 +185,8 @@ def official_pairs(
 
     A request and its response have half of ``recipe.max_tokens`` each and what is retained all of
     it; a longer text loses its end, be it the assistant's tag. Where a run has more pairs than
-    there are items, they come again in another order (the official run ends before).
+    there are items, they come again in another order (the official run ends before). Beside a
+    boundary-safe item, circuit breakers and the separate term ``as_described`` erase a harmful one.
 
     Raises:
         RecipeError: the recipe is a baseline, a set that it needs is empty or lacks the refusals,
@@ -196,23 +197,22 @@ def official_pairs(
     options = sets.options
     more = seed if options.order == "seeded" else 0
     changes, retained = _texts(recipe, sets, tokenizer, more)
+    harmful = [change for change in changes if change.retain is None]
     length = min(len(changes), len(retained))
-    if not length:
-        raise RecipeError("the official data have no items to change, or none to retain.")
+    if not length or not harmful:
+        raise RecipeError("the official data have no items to erase, or none to retain.")
     rows = _Rows(recipe, tokenizer)
+    instead = cycle(harmful)
     pairs = []
     for index in islice(_order(length, SEED_ORDER + more), recipe.steps * recipe.pairs):
         change, keep = changes[index], retained[index]
         boundary = change.retain is not None
         separates = boundary and recipe.separate in ("as_coded", "refusal")
-        pairs.append(
-            Pair(
-                rows.change(change),
-                rows.retained(change.retain if boundary else keep),
-                boundary,
-                separates,
-            )
-        )
+        if boundary:
+            keep = change.retain
+            # Without a term for it, the refusal of a harmless prompt would be erased.
+            change = change if separates else next(instead)
+        pairs.append(Pair(rows.change(change), rows.retained(keep), boundary, separates))
     return pairs
 
 
