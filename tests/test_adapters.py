@@ -17,7 +17,8 @@ from tiny import tiny_model, tiny_recipe, tiny_sets
 from xb_lite.__main__ import main
 from xb_lite.models.adapters import AdapterError, merged, read_run, scale_adapter
 from xb_lite.models.precision import Precision
-from xb_lite.recipes import LINEAR, as_fields
+from xb_lite.recipes import as_fields
+from xb_lite.recipes.kinds import LINEAR
 from xb_lite.training import run as training
 from xb_lite.training.lora import adapted
 from xb_lite.training.run import train

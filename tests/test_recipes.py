@@ -2,6 +2,7 @@
 
 import json
 import math
+from importlib.resources import files
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from xb_lite.recipes import (
     recipe_for,
     recipe_names,
     run_name,
+    usual_values,
 )
 from xb_lite.training.defense import train_defense
 from xb_lite.training.run import train
@@ -248,6 +250,9 @@ BAD = {
     "schedule": [0, -1, "150", None, True, INF, NAN],
     "sink_tokens": [-1, 0.5, "1", None, True, INF, NAN],
     "reference": [None, "", "off", ["cache"]],
+    "label_noise": [-0.1, 1.1, "0", None, False, INF, NAN],
+    "boundary_style": ["", "questions", 1, ["question"]],
+    "separate_target": [None, "", "none", ["random"]],
 }
 
 
@@ -308,6 +313,53 @@ def test_methods_and_the_separate_term_go_together():
             load_recipe(CPU, **{**breakers, **changes})
     with pytest.raises(RecipeError, match="separate is None; it must be one of as_coded"):
         load_recipe(CPU, separate=None)
+
+
+CONTROLS = {"label_noise": 0.5, "boundary_style": "question", "separate_target": "random"}
+
+
+def test_a_recipe_without_controls_is_what_it_was_before_there_were_any():
+    """Byte for byte: adapters, results and their names are told by these fields."""
+    for name in recipe_names():
+        shipped = json.loads((files("xb_lite.recipes") / f"{name}.json").read_text())
+        recipe = load_recipe(name)
+        off = {f: v for f, v in usual_values(type(recipe)).items() if f in CONTROLS}
+        assert shipped.keys().isdisjoint(CONTROLS) and len(off) in (0, 3)
+        for same in (recipe, load_recipe(name, **off)):
+            found = as_fields(same)
+            assert found == {**found, **shipped} and found.keys() == shipped.keys()
+            assert changes_of(same) == {}
+        assert run_name("m", off, name) == "m"
+
+
+@pytest.mark.parametrize("field", CONTROLS)
+def test_a_control_is_a_change_by_name(field):
+    name = "x-boundary-smollm2-135m-aligned-360"
+    changes = {field: CONTROLS[field]}
+    recipe = load_recipe(name, **changes)
+    assert changes_of(recipe) == changes and as_fields(recipe)[field] == CONTROLS[field]
+    assert run_name("x-boundary", {**changes, "match": 0.2}, name) == (
+        f"x-boundary,{field}={CONTROLS[field]},match=0.2"
+    )
+    assert type(recipe)(**as_fields(recipe)) == recipe
+    with pytest.raises(RecipeError, match=rf"{field} \(unknown\)"):
+        load_recipe("sft-smollm2-135m", **changes)
+
+
+def test_controls_that_make_no_sense_are_refused():
+    breakers = "circuit-breakers-smollm2-135m-aligned-360"
+    with pytest.raises(RecipeError, match="be centroid: circuit breakers have no separate term"):
+        load_recipe(breakers, separate_target="random")
+    for field, off in (("label_noise", "0"), ("boundary_style", "null")):
+        load_recipe(breakers, **{field: CONTROLS[field]})
+        with pytest.raises(RecipeError, match=f"{field} is .* must be {off} where boundary_share"):
+            load_recipe(breakers, boundary_share=0.0, **{field: CONTROLS[field]})
+
+
+def test_a_style_needs_the_second_edition_which_is_said_before_a_model_is_loaded(tmp_path):
+    recipe = load_recipe(CPU, model="no/such-model", boundary_style="list")
+    with pytest.raises(RecipeError, match="first edition have no style: .*--edition 2"):
+        train_defense(recipe, tmp_path)
 
 
 def test_a_model_with_fewer_layers_is_refused():

@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 from xb_lite import losses
 from xb_lite.hidden import watch_layers, without_head
 from xb_lite.losses.batch import Pair, Row, collate
+from xb_lite.losses.targets import random_centroid
 from xb_lite.losses.terms import Terms, masked_mean
 from xb_lite.models.packing import as_rows, end_to_end
 from xb_lite.recipes import Recipe
@@ -32,7 +33,7 @@ CENTROID_ROWS = 128  # boundary-safe items that the as_described variant's centr
 class ReferenceStates:
     """What the reference model makes of a batch: states of the rows to change at the target layers
     and of those to keep at all layers, ``[pair, token, dim]`` by layer, and at the target layers
-    the centroid that each row to change is to leave, ``[pair, dim]``."""
+    the centroid that each row to change is to leave, ``[pair, dim]``, or what stands for it."""
 
     change: States
     keep: States
@@ -69,8 +70,9 @@ def forward(model: nn.Module, peft_model: PeftModel, batch: Batch, recipe: Recip
 class Reference:
     """The reference model's states: of the adapter switched off, or kept from an earlier step."""
 
-    def __init__(self, recipe: Recipe, pairs: Sequence[Pair], pad_id: int) -> None:
-        self.recipe, self.pad_id = recipe, pad_id
+    def __init__(self, recipe: Recipe, pairs: Sequence[Pair], pad_id: int, seed: int = 0) -> None:
+        """``seed`` is the run's, of a random ``separate_target``."""
+        self.recipe, self.pad_id, self.seed = recipe, pad_id, seed
         self.boundary = [pair for pair in pairs if pair.boundary]
         self.kept: dict[int, Float[Tensor, "layer token dim"]] = {}
         # Each row with those that it is computed together with. What shares a batch can change the
@@ -99,6 +101,8 @@ class Reference:
             if self.common is None:
                 self.common = self._common_centroid(model, peft_model, batch["input_ids"].device)
             centroid = {layer: state.expand(len(mask), -1) for layer, state in self.common.items()}
+        if self.recipe.separate_target == "random":
+            centroid = {n: random_centroid(c, self.seed, n) for n, c in centroid.items()}
         return ReferenceStates(change, keep, centroid)
 
     @torch.no_grad()

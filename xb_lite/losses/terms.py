@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from xb_lite.recipes import RETAIN
+from xb_lite.recipes.kinds import RETAIN
 
 State = Float[Tensor, "batch token dim"]
 Mask = Bool[Tensor, "batch token"]

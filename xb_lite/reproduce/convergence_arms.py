@@ -18,6 +18,7 @@ from torch.autograd import grad
 from xb_lite.hidden import lowest_layers
 from xb_lite.losses.batch import Pair, collate
 from xb_lite.losses.step import Reference, ReferenceStates, forward, masks, step_terms, token_counts
+from xb_lite.losses.targets import random_centroid, random_direction
 from xb_lite.losses.terms import Terms, centroid, coefficients
 from xb_lite.models.packing import by_row
 from xb_lite.models.precision import Precision
@@ -81,22 +82,9 @@ def base_recipe(model: str, steps: int, layers: list[int]) -> Recipe:
 def random_target(
     reference: ReferenceStates, recipe: Recipe, seed: int, mask: Tensor
 ) -> ReferenceStates:
-    """The same reference with every centroid turned into one random direction, as long as it was
-    and at an acute angle to it, so that the term has a slope."""
-    turned = {}
-    for layer in recipe.target_layers:
-        old = reference.centroid[layer]
-        direction = _direction(old, seed, layer)
-        sign = torch.sign(old @ direction)[:, None]
-        turned[layer] = sign * direction * old.norm(dim=-1, keepdim=True)
+    """The same reference with every centroid turned into one random direction."""
+    turned = {n: random_centroid(reference.centroid[n], seed, n) for n in recipe.target_layers}
     return replace(reference, centroid=turned)
-
-
-def _direction(like: Tensor, seed: int, layer: int) -> Tensor:
-    """A random unit vector, the same in all steps of a run."""
-    dice = torch.Generator().manual_seed(1000 * seed + layer)
-    direction = torch.randn(like.shape[-1], generator=dice)
-    return (direction / direction.norm()).to(like)
 
 
 def near_target(
@@ -110,7 +98,7 @@ def near_target(
         old = turned[layer][some]
         here = centroid(reference.change[layer][some], mask[some])
         here = nn.functional.normalize(here, dim=-1)
-        direction = _direction(old, seed, layer)
+        direction = random_direction(old.shape[-1], seed, layer).to(old)
         across = nn.functional.normalize(direction - (here @ direction)[:, None] * here, dim=-1)
         along = (here * old).sum(dim=-1, keepdim=True)
         rest = (old.pow(2).sum(dim=-1, keepdim=True) - along**2).clamp(min=0).sqrt()

@@ -25,7 +25,7 @@ from xb_lite.dialogues import Encoding, as_dialogue, as_turns, encode
 from xb_lite.judges.strings import X_BOUNDARY
 from xb_lite.losses.batch import Pair, Row
 from xb_lite.models.likelihood import token_logits
-from xb_lite.recipes import Alignment
+from xb_lite.recipes.kinds import Alignment
 from xb_lite.replies.cache import ask
 from xb_lite.replies.types import Backend, Decoding
 from xb_lite.training.draw import again_and_again, draw_pairs

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from xb_lite.hidden import decoder_layers
 from xb_lite.models.adapter_files import read_run
 from xb_lite.models.packing import relative_error
-from xb_lite.recipes import LINEAR, Budget, Recipe, RecipeError
+from xb_lite.recipes import Budget, Recipe, RecipeError
+from xb_lite.recipes.kinds import LINEAR
 from xb_lite.training.baselines import BY_TRL, import_trl
 from xb_lite.training.lora import TrainingError, passes
 

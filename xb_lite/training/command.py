@@ -6,7 +6,8 @@ import argparse
 
 from xb_lite.corpora import EDITIONS
 from xb_lite.models.cached import DEFAULT
-from xb_lite.recipes import Alignment, RecipeError, load_recipe, parse_change, recipe_names
+from xb_lite.recipes import RecipeError, load_recipe, parse_change, recipe_names
+from xb_lite.recipes.kinds import Alignment
 from xb_lite.scaling.command import before_fetching
 
 

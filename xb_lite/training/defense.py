@@ -10,11 +10,13 @@ from accelerate import PartialState
 
 from xb_lite.files import cache_folder
 from xb_lite.models.loading import ALIGNED_360, precision_of
-from xb_lite.recipes import Alignment, Budget, run_name
+from xb_lite.recipes import Budget, run_name
+from xb_lite.recipes.kinds import Alignment
 from xb_lite.replies.subjects import local_subject
 from xb_lite.replies.types import Decoding
 from xb_lite.training.alignment import alignment_sets
 from xb_lite.training.checks import check_fit, check_place, check_seed
+from xb_lite.training.controls import check_edition
 from xb_lite.training.lora import check_same
 from xb_lite.training.official import OfficialSets
 from xb_lite.training.run import Trained, identity, train
@@ -38,6 +40,9 @@ def train_defense(
     those of ``load_model`` and ``reference_sets``.
     """
     check_seed(seed)
+    edition = edition or edition_for(recipe.model)
+    if sets is None:
+        check_edition(recipe, edition)
     exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)
     # All that can be known is checked before minutes of asking.
     check_place(recipe, Path(folder), resume)
@@ -53,7 +58,6 @@ def train_defense(
             if isinstance(recipe, Alignment):
                 sets = alignment_sets(subject.backend, of)
             else:
-                edition = edition or edition_for(recipe.model)
                 sets = reference_sets(subject.backend, Decoding(), of, edition=edition)
     return train(
         recipe,

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from xb_lite.dialogues import Dialogue, encode
 from xb_lite.losses.batch import Pair, Row
 from xb_lite.recipes import Baseline, Recipe, RecipeError
+from xb_lite.training.controls import controlled
 from xb_lite.training.sets import Sets
 
 WINDOW = 8  # steps whose pairs are sorted by length together
@@ -32,10 +33,11 @@ def draw_pairs(
 
     Each set is gone through in a new random order again and again. Pairs of like length share a
     step, drawn from a window of steps. As near as can be, every step has the recipe's share of
-    boundary-safe items, and every window that of refusals.
+    boundary-safe items, and every window that of refusals. A recipe's controls are applied to the
+    sets before (``controls``).
 
     Raises:
-        RecipeError: a set that the recipe needs is empty.
+        RecipeError: a set that the recipe needs is empty, or cannot have its controls.
         ValueError: an item cannot be encoded.
     """
     # Exactly: 0.3 of the 1 - 0.7 that are left must be all of them.
@@ -46,6 +48,8 @@ def draw_pairs(
     defense = isinstance(recipe, Recipe)
     separates = defense and recipe.separate in ("as_coded", "refusal")
     sink_tokens = recipe.sink_tokens if defense else 0
+    if defense:
+        sets = controlled(recipe, sets, seed)
     others = 1 - refusal_share - boundary_share
     for field, needed, name in (
         ("boundary_share", boundary_share < 1 or not separates, "harmful"),

@@ -25,7 +25,8 @@ from xb_lite.files import write_whole
 from xb_lite.models.adapter_files import FILES, WEIGHTS, AdapterError, read_adapter, read_run
 from xb_lite.models.adapters import PART
 from xb_lite.models.precision import Precision
-from xb_lite.recipes import LINEAR, Budget
+from xb_lite.recipes import Budget
+from xb_lite.recipes.kinds import LINEAR
 
 SAVE_EVERY = 25  # steps between checkpoints
 BEGUN = "checkpoints/begun.json"

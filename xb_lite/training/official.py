@@ -189,11 +189,14 @@ def official_pairs(
     boundary-safe item, circuit breakers and the separate term ``as_described`` erase a harmful one.
 
     Raises:
-        RecipeError: the recipe is a baseline, a set that it needs is empty or lacks the refusals,
-            or the official code has no tags for the model.
+        RecipeError: the recipe is a baseline or has a control of the data, a set that it needs is
+            empty or lacks the refusals, or the official code has no tags for the model.
     """
     if isinstance(recipe, Baseline):
         raise RecipeError(f"method is {recipe.method}; official data are for X-Boundary's alone.")
+    if recipe.label_noise or recipe.boundary_style:
+        field = "label_noise" if recipe.label_noise else "boundary_style"
+        raise RecipeError(f"{field} is a control of the book's own prompts; these are official.")
     options = sets.options
     more = seed if options.order == "seeded" else 0
     changes, retained = _texts(recipe, sets, tokenizer, more)

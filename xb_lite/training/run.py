@@ -24,7 +24,8 @@ from xb_lite.models.adapters import save_adapter
 from xb_lite.models.loading import hub_name, without_place
 from xb_lite.models.packing import by_row
 from xb_lite.models.precision import Precision
-from xb_lite.recipes import Alignment, Baseline, Budget, Recipe, as_fields
+from xb_lite.recipes import Baseline, Budget, Recipe, as_fields
+from xb_lite.recipes.kinds import Alignment
 from xb_lite.training import alignment, baselines
 from xb_lite.training.checks import check_fit, check_place, check_seed
 from xb_lite.training.draw import draw_pairs
@@ -168,11 +169,12 @@ class XBoundaryTrainer(PairTrainer):
         model: PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         pairs: Sequence[Pair],
-        *where: object,
+        folder: Path,
+        precision: Precision,
+        seed: int = 0,
     ) -> None:
-        """``where``: folder, precision and seed, as for ``lora.arguments``."""
-        super().__init__(recipe, model, tokenizer, pairs, *where)
-        self.reference = Reference(recipe, pairs, tokenizer.pad_token_id)
+        super().__init__(recipe, model, tokenizer, pairs, folder, precision, seed)
+        self.reference = Reference(recipe, pairs, tokenizer.pad_token_id, seed)
 
     def counts(self, batch):
         return token_counts(self.recipe, batch)

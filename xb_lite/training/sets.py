@@ -59,6 +59,8 @@ class Example:
         prefilled: the response begins with ``PREFILL``; a refusal, that it belongs to such a one.
         several: the dialogue has several turns.
         source: of the response: ``"model"`` said it, or it was ``"written"``.
+        style: of a boundary-safe prompt of the book's second edition, one of ``corpora.STYLES``;
+            None for all others.
     """
 
     dialogue: Dialogue
@@ -67,6 +69,7 @@ class Example:
     prefilled: bool = False
     several: bool = False
     source: str = "model"
+    style: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,12 @@ def reference_sets(
         ValueError: there is no such split, edition or kind, or two items have the same id.
         LogError: the cache cannot be used.
     """
+    styles: dict[str, str | None] = {}
     if items is None:
         items = {kind: load_items(kind, split, edition=edition) for kind in KINDS}
         rows = [row for kind in HARMLESS for row in load_corpus(kind, split, edition)]
         answers = {row.id: row.answer for row in rows if edition > 1 and row.answer}
+        styles = {row.prompt: row.style for row in rows if row.kind == "boundary-safe"}
     _check(items)
     harmful, boundary, benign, scripts = (list(items.get(kind, ()))[:limit] for kind in KINDS)
     prefilled = attacked([*harmful, *(_part(s, s.turns[-1:]) for s in scripts)], "prefill")
@@ -196,6 +201,7 @@ def reference_sets(
             as_turns(item.turns, said[item.id]),
             *GROUPS[name],
             "written" if item.id in by_hand else "model",
+            styles.get(item.request),
         )
         for name, some in answered.items()
         for item in some
@@ -208,7 +214,8 @@ def reference_sets(
     for name in ("compliant", "compliant_prefilled"):
         group = GROUPS[name.replace("compliant", "over_refused")]
         examples += [
-            Example(as_turns(item.turns, [REFUSAL]), *group, "written") for item in answered[name]
+            Example(as_turns(item.turns, [REFUSAL]), *group, "written", styles.get(item.request))
+            for item in answered[name]
         ]
     return Sets(examples)
 
