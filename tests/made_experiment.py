@@ -13,7 +13,7 @@ from pathlib import Path
 
 from xb_lite.evaluation.outcomes import Outcome
 from xb_lite.models.loading import ALIGNED_360
-from xb_lite.reproduce.arms import ARMS, SEEDS, TRAINED
+from xb_lite.reproduce.arms import ARMS, BASELINES, CONTROLS, SEEDS, TRAINED
 from xb_lite.reproduce.manifest import Setting, load_manifest, path_of
 from xb_lite.reproduce.matching import STRENGTHS
 from xb_lite.results.contract import SCHEMA, mean_row, rate_row, write_result
@@ -52,15 +52,16 @@ def write_experiment(
 ):
     """Write results of these arms; all seeds are tested, and scaled at the rate of the recipe.
 
-    ``success`` and ``refusal`` are of validation and test items, by arm, seed and strength; the
-    smaller learning rate stops less and refuses more, so that the greater one is chosen.
+    A baseline is written at one rate, 1.6e-3, which stands for its recipe's; steering has the seed
+    None. ``success`` and ``refusal`` are of validation and test items, by arm, seed and strength;
+    the smaller learning rate stops less and refuses more, so that the greater one is chosen.
     """
     folder = Path(folder)
     if undefended:
         for plan, sizes in (("strengths", VALIDATION), ("experiment", TEST)):
             _write(folder, plan, Setting(plan=plan, model=ALIGNED_360), None, sizes, 0.75, 0.2)
     for arm in arms:
-        method, changes = ARMS[arm]
+        method, changes = {**ARMS, **CONTROLS, **BASELINES}[arm]
         for learning_rate in rates:
             own = {} if learning_rate == 1.6e-3 else {"learning_rate": learning_rate}
             for seed in seeds if not own else [s for s in seeds if s == 0]:
@@ -69,10 +70,11 @@ def write_experiment(
                     model=ALIGNED_360,
                     method=method,
                     changes={**changes, **own},
-                    seeds=(seed,),
+                    seeds=() if seed is None else (seed,),
                 )
                 for strength in strengths:
-                    scaled = replace(setting, strength=None if strength == 1 else strength)
+                    plain = strength == 1 and setting.trained
+                    scaled = replace(setting, strength=None if plain else strength)
                     chances = success(arm, seed, strength), refusal(arm, seed, strength)
                     if own:
                         chances = chances[0] + 0.03, chances[1] + 0.1
@@ -127,8 +129,7 @@ def _write(folder, plan, setting, seed, sizes, success, refusal, strength=None):
         rows.append(rate_row(rate(30, 40), "accuracy", "quiz", "direct", None))
         read = Estimate(20.0, 40, 18.0, 22.0)
         rows.append(mean_row(read, "perplexity", "passages", "direct"))
-    if setting.trained:
-        strength = strength or setting.strength or 1.0
+    strength = strength or setting.strength or (1.0 if setting.trained else None)
     write_result(
         path,
         {

@@ -7,8 +7,20 @@ import pytest
 from made_experiment import write_experiment
 
 from xb_lite.models.loading import ALIGNED_360
+from xb_lite.recipes import load_recipe, own_recipe
 from xb_lite.reproduce import arms as module
-from xb_lite.reproduce.arms import ARMS, TRAINED, UNDEFENDED, read_experiment
+from xb_lite.reproduce.arms import (
+    ARMS,
+    BASELINE_RATES,
+    BASELINES,
+    CONTROLLED,
+    CONTROLS,
+    FURTHER,
+    TRAINED,
+    UNDEFENDED,
+    read_experiment,
+    seeds_of,
+)
 from xb_lite.reproduce.manifest import load_manifest
 
 FEW = ("CB", "XB as coded")
@@ -32,7 +44,7 @@ def test_arms_are_told_by_method_and_changes_whatever_their_learning_rate(whole)
 def test_every_arm_of_the_protocol_is_one_of_the_manifests_settings():
     manifest = load_manifest()
     settings = [s for s in manifest.settings if s.plan == "strengths"]
-    for method, changes in ARMS.values():
+    for method, changes in {**ARMS, **CONTROLS, **BASELINES}.values():
         assert any(
             (s.method, {k: v for k, v in s.changes.items() if k != "learning_rate"})
             == (method, changes)
@@ -67,7 +79,7 @@ def test_with_nothing_there_nothing_is_told(tmp_path):
 # The rule for the learning rate
 
 
-def of_rates(monkeypatch, tables):
+def of_rates(monkeypatch, tables, arm="CB"):
     """An experiment in which the sweeps are these: by rate, strengths with success and refusal."""
 
     def sweep(self, arm, learning_rate, seed):
@@ -84,7 +96,7 @@ def of_rates(monkeypatch, tables):
         }
 
     monkeypatch.setattr(module.Experiment, "sweep", sweep)
-    return module.Experiment().chosen("CB")
+    return module.Experiment().chosen(arm)
 
 
 def line(success, refused):
@@ -155,7 +167,7 @@ def test_what_is_of_no_arm_is_named_and_in_no_table(whole, tmp_path):
     path = tmp_path / f"cpu/strengths/{ALIGNED_360}/sft-0.json"
     result = json.loads(json.dumps(found.scaled[0].result))
     setting = {"defense": "sft-0", "method": "sft", "strength": 1.0, "training_seed": 0}
-    result["setting"] |= {**setting, "changes": {}}
+    result["setting"] |= {**setting, "changes": {"steps": 7}}
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(result))
     other = read_experiment(tmp_path)
@@ -188,6 +200,67 @@ def test_what_is_published_is_found_by_its_index(whole, monkeypatch):
     found = read_experiment()
     assert len(found.scaled) == len(names[under]) > 10 and found.tested == []
     assert len(found.scaled[0].outcomes) == 64
+
+
+# Controls and baselines
+
+
+@pytest.fixture(scope="module")
+def further(tmp_path_factory):
+    """One seed of two arms, of a control, and of two baselines."""
+    folder = write_experiment(tmp_path_factory.mktemp("further"), FEW, (0,))
+    some = ("XB, one style", "DPO")
+    write_experiment(folder, some, (0,), rates=(1.6e-3,), undefended=False)
+    write_experiment(folder, ("steering",), (None,), rates=(1.6e-3,), undefended=False)
+    return read_experiment(folder)
+
+
+def test_controls_and_baselines_are_told_too_and_are_no_arms(further):
+    assert further.others == ()
+    assert list(further.runs("XB, one style")) == list(further.runs("DPO")) == [0]
+    (steered,) = further.runs("steering").values()
+    assert (steered.seed, steered.learning_rate, steered.match) == (None, None, 0.2)
+    assert list(further.sweep("steering", None, None)) == [0, 0.5, 0.75, 1, 1.25, 1.5]
+    assert further.reaches("DPO", 0) and further.reaches("steering", None)
+    assert {arm for arm, *_ in further.chosen_sweeps()} == set(FEW)
+    assert further.levels() == [0.2] and replace(further, tested=[steered]).levels() == []
+
+
+def test_a_control_has_the_rate_of_what_it_controls_and_a_baseline_its_own(further, monkeypatch):
+    control = "XB, one style"
+    assert further.learning_rate(control) == further.learning_rate(CONTROLLED) == 1.6e-3
+    assert further.chosen("DPO") is None and further.learning_rate("DPO") == 1e-4
+    assert further.learning_rate("steering") is None
+    fixed = replace(further, fixed=8e-4)
+    assert fixed.learning_rate(control) == 8e-4 and fixed.learning_rate("DPO") == 1e-4
+    tables = {1e-4: line(0.5, 0.1), 2e-4: line(0.4, 0.9)}
+    assert of_rates(monkeypatch, tables, "DPO") == 2e-4
+    tables = {8e-4: line(0.1, 0.5), 1.6e-3: line(0.1, 0.9)}
+    assert of_rates(monkeypatch, tables, control) == 8e-4
+
+
+def test_the_first_rate_of_a_baseline_is_that_of_its_recipe():
+    """And in its budget it is like every arm of the protocol."""
+    arm = load_recipe(own_recipe("x-boundary", ALIGNED_360))
+    assert BASELINE_RATES.keys() == BASELINES.keys()
+    for name, (method, changes) in BASELINES.items():
+        if method == "steering":
+            continue
+        recipe = load_recipe(own_recipe(method, ALIGNED_360), **changes)
+        assert recipe.learning_rate == BASELINE_RATES[name][0] and recipe.model == ALIGNED_360
+        for field in ("steps", "pairs", "rank", "lora_layers", "lora_std", "max_tokens"):
+            assert getattr(recipe, field) == getattr(arm, field), (name, field)
+
+
+def test_a_control_differs_from_what_it_controls_in_one_thing():
+    method, changes = ARMS[CONTROLLED]
+    for of, changed in CONTROLS.values():
+        assert of == method and len(changed) == len(changes) + 1
+
+
+def test_seeds_of_arms_controls_and_baselines():
+    assert seeds_of("CB") == (0, 1, 2, 3, 4) and seeds_of(UNDEFENDED) == (None,)
+    assert {seeds_of(arm) for arm in FURTHER} == {(0, 1, 2), (None,)}
 
 
 def test_all_trained_arms_are_compared_or_compared_with():

@@ -8,7 +8,15 @@ import pytest
 from made_experiment import TEST, write_experiment, write_replies
 
 from xb_lite.evaluation.seeds import gap_over_seeds, gap_over_seeds_and_items
-from xb_lite.reproduce.arms import ARMS, OWN, SAFE, TRAINED, UNDEFENDED, read_experiment
+from xb_lite.reproduce.arms import (
+    ARMS,
+    FURTHER,
+    OWN,
+    SAFE,
+    TRAINED,
+    UNDEFENDED,
+    read_experiment,
+)
 from xb_lite.reproduce.experiment import (
     COMPARISONS,
     NOT_RUN,
@@ -154,7 +162,7 @@ def test_the_table_says_what_is_not_run(whole, part, tmp_path):
         NOT_RUN
     }
     assert comparison_table(part)[1][0][2] == "one seed"
-    described = progress_table(whole)[1][-1]
+    described = progress_table(whole)[1][len(TRAINED) - 1]
     assert described[0] == "XB as described" and described[4] == "1.1*, 1.1*, 1.1*"
 
 
@@ -165,9 +173,30 @@ def test_what_is_missing_is_said_and_of_a_whole_one_nothing_of_the_arms(whole, p
     assert rates.startswith("The learning rate of CB + data, XB refusal, XB as described is not")
     assert rates.endswith("with 0.0008 and 0.0016. Until then it is 0.0016.")
     assert "No test at 20 % success yet of CB (seeds 1, 2, 3, 4); CB + data (seeds 0," in matched
-    assert "at full strength yet of CB (seeds 0, 1, 2, 3, 4);" in full and "control" in others
+    assert "at full strength yet of CB (seeds 0, 1, 2, 3, 4);" in full
+    assert "success yet of these controls and baselines: XB, shuffled labels (seeds 0," in others
+    assert others.endswith("; gradient ascent (seeds 0, 1, 2); steering.")
     matched, full, others = missing(whole)
     assert matched.count("(seeds 3, 4)") == full.count("(seeds 3, 4)") == 5
+
+
+def test_controls_and_baselines_are_in_the_tables_of_rows(tmp_path):
+    write_experiment(tmp_path, ("CB",), (0,))
+    write_experiment(tmp_path, ("XB, one style",), (0, 1, 2), rates=(1.6e-3,), undefended=False)
+    write_experiment(tmp_path, ("steering",), (None,), rates=(1.6e-3,), undefended=False)
+    found = read_experiment(tmp_path)
+    rows = {row[0]: row for row in progress_table(found)[1]}
+    assert list(rows) == [*TRAINED, *FURTHER]
+    assert rows["XB, one style"][1:4] == ["0.0016 (first)", "0, 1, 2", "0, 1, 2"]
+    assert rows["steering"][1:] == ["none", "one", "one", "1.1", "none"]
+    assert rows["DPO"][1:] == ["0.0001 (first)", *["none"] * 4]
+    short = [row[0] for row in short_table(found)[1]]
+    assert short == [*ARMS, "XB, one style", "steering"]
+    assert [row[0] for row in outcome_table(found)[1]] == [
+        row[0] for row in outcome_table(read_experiment(tmp_path / "nothing"))[1]
+    ]
+    (others,) = (line for line in missing(found) if "controls" in line)
+    assert "one style" not in others and "steering" not in others and "DPO (seeds 0" in others
 
 
 def test_places_have_the_replies_of_their_own_adapter(whole, tmp_path):

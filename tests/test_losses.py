@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from official_step import Item, batch, official_step  # noqa: E402
 
 from xb_lite.hidden import watch_layers
+from xb_lite.losses.targets import random_centroid, random_direction
 from xb_lite.losses.terms import (
     Coefficients,
     Terms,
@@ -180,6 +181,19 @@ def test_states_of_other_shapes_are_refused():
     ):
         with pytest.raises(TypeCheckError):
             wrong()
+
+
+def test_a_random_direction_stands_for_the_centroid_as_long_and_on_its_side():
+    centre = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    found = random_centroid(centre, seed=3, layer=9)
+    assert torch.allclose(found.norm(dim=-1), centre.norm(dim=-1))
+    assert ((found * centre).sum(dim=-1) > 0).all()
+    direction = random_direction(64, seed=3, layer=9)
+    along = (found @ direction).abs() / found.norm(dim=-1)
+    assert torch.allclose(along, torch.ones(5))
+    assert torch.equal(random_centroid(centre, seed=3, layer=9), found)
+    for seed, layer in ((4, 9), (3, 19)):
+        assert (random_direction(64, seed, layer) @ direction).abs() < 0.5
 
 
 # What must not change them

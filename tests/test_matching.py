@@ -46,12 +46,12 @@ def measured(tmp_path, monkeypatch):
 
     monkeypatch.setattr(matching, "find", found)
 
-    def write(success):
+    def write(success, of=SETTING):
         for strength, value in success.items():
-            setting = replace(SETTING, plan="strengths", match=None, strength=strength)
+            setting = replace(of, plan="strengths", match=None, strength=strength)
             if strength == 0:
-                setting = Setting(plan="strengths", model=SETTING.model)
-            path = tmp_path / path_of(OF, setting, None if strength == 0 else 0)
+                setting = Setting(plan="strengths", model=of.model)
+            path = tmp_path / path_of(OF, setting, 0 if setting.trained else None)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}")
             rates[str(path)] = value
@@ -90,11 +90,18 @@ def test_a_name_says_what_was_asked_for():
     assert replace(SETTING, changes={"steps": 7}).defense(0) == "x-boundary,steps=7,match=0.2-0"
 
 
-def test_a_match_needs_an_adapter(tmp_path):
+def test_steering_is_scaled_too_and_has_no_seed(measured):
+    steering = replace(SETTING, method="steering", seeds=())
+    folder = measured({0: 0.6, 0.5: 0.4, 0.75: 0.3, 1.0: 0.1}, steering)
+    assert steering.defense() == "steering,match=0.2"
+    assert at_matched_strength(OF, steering, None, folder).defense() == "steering,strength=0.88"
+
+
+def test_a_match_needs_something_that_is_scaled(tmp_path):
     path = tmp_path / "mine.json"
     of = {"p": {"folder": "cpu", "tier": "cpu"}}
     for setting in ({"method": "none"}, {"method": "x-boundary", "seeds": [0], "strength": 1.5}):
         setting = {"plan": "p", "model": "smollm2-135m", "match": 0.2, **setting}
         path.write_text(json.dumps({"plans": of, "settings": [setting]}))
-        with pytest.raises(ManifestError, match="has a match, but no adapter to scale to it"):
+        with pytest.raises(ManifestError, match="has a match, but nothing to scale to it"):
             load_manifest(path)

@@ -66,6 +66,7 @@ VARIANTS = {
     "as_described": {"separate": "as_described"},
     "official": OFFICIAL,
     "circuit-breakers": BREAKERS,
+    "random": {"separate_target": "random"},
 }
 AT_WORK = {"lora_std": 0.1}  # an adapter that has an effect from the first step on
 

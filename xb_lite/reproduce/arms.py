@@ -1,4 +1,5 @@
-"""What was run of the experiment of ``book/protocol.md``: its arms, their learning rates and seeds.
+"""What was run of the experiment of ``book/protocol.md``: its arms, their learning rates and seeds,
+and its controls and further baselines, which are arms outside the primary comparison.
 
 Everything is told from the results that are there, so that a page is right while the experiment is
 still being computed. Used in 05_training and in the report on X-Boundary and circuit breakers.
@@ -42,6 +43,26 @@ ARMS: dict[str, tuple[str, dict[str, object]]] = {  # method, and changes to its
     "XB as described": ("x-boundary", {"separate": "as_described"}),
 }
 TRAINED = tuple(ARMS)[1:]
+CONTROLLED = "XB as coded"  # a control differs from it in one thing, so it has its learning rate
+CONTROLS: dict[str, tuple[str, dict[str, object]]] = {
+    "XB, shuffled labels": ("x-boundary", {"label_noise": 0.5}),
+    "XB, one style": ("x-boundary", {"boundary_style": "question"}),
+    "XB, random direction": ("x-boundary", {"separate_target": "random"}),
+}
+BASELINES: dict[str, tuple[str, dict[str, object]]] = {
+    "SFT on refusals": ("sft", {}),
+    "DPO": ("dpo", {}),
+    "gradient ascent": ("gradient-ascent", {}),
+    "steering": ("steering", {}),
+}
+BASELINE_RATES: dict[str, tuple[float | None, ...]] = {  # that of the recipe, which is first, …
+    "SFT on refusals": (4e-4, 8e-4),  # … and the other of its sweep
+    "DPO": (1e-4, 2e-4),
+    "gradient ascent": (5e-5, 1e-4),
+    "steering": (None,),  # it is not trained, so it has no seed either
+}
+FURTHER = (*CONTROLS, *BASELINES)
+FURTHER_SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +70,7 @@ class Run:
     """One result of the experiment.
 
     Attributes:
-        arm: of ``ARMS``; None for what is of none, as a further baseline.
+        arm: of ``ARMS``, ``CONTROLS`` or ``BASELINES``; None for what is of none.
         learning_rate, seed: of the training; None for what is not trained.
         strength: that the adapter was scaled to; 0 without a defense.
         match: the success at which that strength was read off; None where it was given.
@@ -101,35 +122,38 @@ class Run:
 class Experiment:
     """Results on validation items at several strengths (``scaled``), on test items (``tested``),
     and the defenses that are of no arm (``others``). With a ``fixed`` learning rate it is that of
-    every arm, whatever the rule says."""
+    every arm but the baselines, whatever the rule says."""
 
     scaled: Sequence[Run] = ()
     tested: Sequence[Run] = ()
     others: Sequence[str] = ()
     fixed: float | None = None
 
-    def sweep(self, arm: str, learning_rate: float | None, seed: int) -> dict[float, Run]:
+    def sweep(self, arm: str, learning_rate: float | None, seed: int | None) -> dict[float, Run]:
         """By strength what is there of one adapter on validation items, at 0 the undefended
         model."""
         wanted = ((UNDEFENDED, None, None), (arm, learning_rate, seed))
         chosen = [run for run in self.scaled if (run.arm, run.learning_rate, run.seed) in wanted]
         return {run.strength: run for run in sorted(chosen, key=lambda run: run.strength)}
 
-    def learning_rate(self, arm: str) -> float:
+    def learning_rate(self, arm: str) -> float | None:
         """The one at which an arm is looked at: by the rule, and while that cannot be followed, the
-        one with which all arms are tested first."""
+        one with which all arms are tested first. None for what is not trained."""
+        if arm in BASELINES:
+            return self.chosen(arm) or BASELINE_RATES[arm][0]
         return self.fixed or self.chosen(arm) or FIRST_RATE
 
     def chosen(self, arm: str) -> float | None:
         """The learning rate of an arm by the rule of the protocol, on validation items with seed 0;
-        None while a result that it needs is missing.
+        None while a result that it needs is missing. Of a control it is that of ``CONTROLLED``.
 
         Of the rates with which success falls to ``LEVEL`` the one that refuses less there; if with
         neither, the one with less success at the greatest strength; on a tie the lower rate.
         """
         order = []
-        for learning_rate in LEARNING_RATES:
-            sweep = self.sweep(arm, learning_rate, 0)
+        arm = CONTROLLED if arm in CONTROLS else arm
+        for learning_rate in BASELINE_RATES.get(arm, LEARNING_RATES):
+            sweep = self.sweep(arm, learning_rate, seeds_of(arm)[0])
             if not is_whole(sweep):
                 return None
             success = {strength: run.success.value for strength, run in sweep.items()}
@@ -178,10 +202,10 @@ class Experiment:
 
     def levels(self) -> list[float]:
         """The levels of success at which something was tested, that of the protocol first."""
-        found = {run.match for run in self.tested if run.arm and run.match is not None}
+        found = {run.match for run in self.tested if run.arm in ARMS and run.match is not None}
         return sorted(found, key=lambda level: (level != LEVEL, level))
 
-    def reaches(self, arm: str, seed: int, level: float = LEVEL) -> bool | None:
+    def reaches(self, arm: str, seed: int | None, level: float = LEVEL) -> bool | None:
         """Whether an adapter's success falls to a level; None where a strength that would tell is
         not there."""
         if arm == UNDEFENDED:
@@ -190,18 +214,25 @@ class Experiment:
         return lowest(sweep) <= level if is_whole(sweep, level) else None
 
     def lowest_common_level(self) -> float | None:
-        """The lowest success that all adapters reach at some strength that was run; None where none
-        has its sweep. Below ``LEVEL`` it is not known, as sweeps end there."""
+        """The lowest success that all adapters of ``TRAINED`` reach at some strength that was run;
+        None where none has its sweep. Below ``LEVEL`` it is not known, as sweeps end there."""
         whole = [sweep for *_, sweep in self.chosen_sweeps() if is_whole(sweep)]
         return max(map(lowest, whole), default=None)
 
     def chosen_sweeps(self) -> Iterator[tuple[str, int, dict[float, Run]]]:
-        """Arm, seed and ``sweep`` of every adapter at its arm's learning rate."""
+        """Arm, seed and ``sweep`` of every adapter of ``TRAINED`` at its arm's learning rate."""
         for arm in TRAINED:
             for seed in SEEDS:
                 sweep = self.sweep(arm, self.learning_rate(arm), seed)
                 if any(run.arm == arm for run in sweep.values()):
                     yield arm, seed, sweep
+
+
+def seeds_of(arm: str) -> tuple[int | None, ...]:
+    """The seeds that an arm is to be run with; None is that of what is not trained."""
+    if arm in (UNDEFENDED, "steering"):
+        return (None,)
+    return FURTHER_SEEDS if arm in FURTHER else SEEDS
 
 
 def is_whole(sweep: dict[float, Run], level: float = LEVEL) -> bool:
@@ -263,8 +294,9 @@ def _run(name: str, path: Path, folder: Path | None) -> Run:
     method, changes = setting["method"], dict(setting["changes"])
     own = _own_rate(method, result["model"]["name"])
     learning_rate = changes.pop("learning_rate", own)
-    arm = next((arm for arm, of in ARMS.items() if of == (method, changes)), None)
-    match = re.search(r",match=([\d.]+)", setting["defense"].rpartition("-")[0])
+    known = {**ARMS, **CONTROLS, **BASELINES}
+    arm = next((arm for arm, of in known.items() if of == (method, changes)), None)
+    match = re.search(r",match=([\d.]+)", setting["defense"])
     return Run(
         arm,
         learning_rate if method != "none" else None,

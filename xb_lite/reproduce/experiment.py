@@ -20,15 +20,16 @@ from xb_lite.models.loading import ALIGNED_360
 from xb_lite.reproduce.arms import (
     ARMS,
     FIRST_RATE,
+    FURTHER,
     LEARNING_RATES,
     LEVEL,
     OWN,
     SAFE,
-    SEEDS,
     TRAINED,
     UNDEFENDED,
     Experiment,
     is_whole,
+    seeds_of,
 )
 from xb_lite.results.frames import find, published
 from xb_lite.results.logs import read_rows
@@ -178,15 +179,17 @@ def outcome_table(
 def short_table(
     experiment: Experiment, match: float | None = LEVEL
 ) -> tuple[list[str], list[list[str]]]:
-    """A row an arm: attack success and over-refusal, pooled and by set."""
+    """A row an arm: attack success and over-refusal, pooled and by set. Below the arms stand the
+    controls and baselines that were tested."""
     shown = (SUCCESS, *tuple(OUTCOMES)[:4])
+    further = [arm for arm in FURTHER if experiment.runs(arm, match)]
     rows = [
         [
             arm,
             str(len(experiment.runs(arm, match))),
             *(percent(outcome(experiment, arm, name, match)) for name in shown),
         ]
-        for arm in ARMS
+        for arm in (*ARMS, *further)
     ]
     return ["arm", "seeds", "ASR,\nprefilled, %", "over-refusal,\npooled, %", *shown[2:]], rows
 
@@ -230,14 +233,14 @@ def _difference(one: str, other: str, found: Comparison | None) -> list[str]:
 def progress_table(
     experiment: Experiment, match: float = LEVEL
 ) -> tuple[list[str], list[list[str]]]:
-    """A row an arm: its learning rate, which seeds are there, and at which strengths they reach the
-    level of success; with a star that which does not."""
+    """A row an arm, control and baseline: its learning rate, which seeds are there, and at which
+    strengths they reach the level of success; with a star that which does not."""
     rows = []
-    for arm in TRAINED:
+    for arm in (*TRAINED, *FURTHER):
         learning_rate = experiment.learning_rate(arm)
         known = experiment.fixed or experiment.chosen(arm)
         scaled, tested, full = (
-            [s for s in SEEDS if is_whole(experiment.sweep(arm, learning_rate, s), match)],
+            [s for s in seeds_of(arm) if is_whole(experiment.sweep(arm, learning_rate, s), match)],
             experiment.runs(arm, match),
             experiment.runs(arm, None),
         )
@@ -248,7 +251,7 @@ def progress_table(
         rows.append(
             [
                 arm,
-                f"{learning_rate:g}" + ("" if known else " (first)"),
+                f"{learning_rate:g}" + ("" if known else " (first)") if learning_rate else "none",
                 _listed(scaled),
                 _listed(tested),
                 ", ".join(strengths) or "none",
@@ -273,16 +276,24 @@ def missing(experiment: Experiment, match: float = LEVEL) -> list[str]:
             f"on validation items with {rates}. Until then it is {FIRST_RATE:g}."
         )
     for words, level in ((f"at {100 * match:.0f} % success", match), ("at full strength", None)):
-        lacking = {
-            arm: [seed for seed in SEEDS if seed not in experiment.runs(arm, level)]
-            for arm in TRAINED
-        }
-        gaps = [f"{arm} (seeds {_listed(seeds)})" for arm, seeds in lacking.items() if seeds]
-        if gaps:
+        if gaps := _gaps(experiment, TRAINED, level):
             said.append(f"No test {words} yet of {'; '.join(gaps)}.")
-    if not experiment.others:
-        said.append("No further baseline and no control of the protocol has been run.")
+    if gaps := _gaps(experiment, FURTHER, match):
+        said.append(
+            f"No test at {100 * match:.0f} % success yet of these controls and baselines: "
+            f"{'; '.join(gaps)}."
+        )
     return said
+
+
+def _gaps(experiment: Experiment, arms: Sequence[str], level: float | None) -> list[str]:
+    """Arms with the seeds that are not tested, each in words; of what has no seed the name."""
+    found = []
+    for arm in arms:
+        there = experiment.runs(arm, level)
+        if lacking := [seed for seed in seeds_of(arm) if seed not in there]:
+            found.append(arm if None in lacking else f"{arm} (seeds {_listed(lacking)})")
+    return found
 
 
 def read_replies(
@@ -347,5 +358,6 @@ def _shown(found: Estimate, form: str, scale: float) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _listed(seeds: Iterable[int]) -> str:
-    return ", ".join(map(str, seeds)) or "none"
+def _listed(seeds: Iterable[int | None]) -> str:
+    """What has no seed is one run."""
+    return ", ".join("one" if seed is None else str(seed) for seed in seeds) or "none"

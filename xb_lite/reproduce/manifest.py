@@ -53,6 +53,7 @@ class Plan:
         tasks: of lm-evaluation-harness, measured as well.
         restated: rows for answers that begin with the intention.
         by_target: rows of attack success a target besides those a dialogue.
+        by_style: rows of the book's scripts by their style besides those of all.
         digest: of the items, as results have it.
         open: its results are still being made, and some may be missing.
     """
@@ -76,6 +77,7 @@ class Plan:
     tasks: Sequence[str] = ()
     restated: bool = False
     by_target: bool = False
+    by_style: bool = False
     digest: str | None = None
     open: bool = False
 
@@ -114,13 +116,18 @@ class Setting:
     def trained(self) -> bool:
         return self.method in METHODS
 
+    @property
+    def scaled(self) -> bool:
+        """Whether it has a strength: an adapter, or a direction that is added."""
+        return self.trained or self.method == "steering"
+
     def defense(self, seed: int | None = None) -> str:
         """The defense's name in paths and results, e.g. ``"x-boundary,steps=300,strength=0.5-2"``.
 
         Raises:
             RecipeError: there is no recipe for the method and model.
         """
-        if not self.trained and self.method != "steering":
+        if not self.scaled:
             return self.method
         changes = dict(self.changes)
         for name in ("strength", "match"):
@@ -171,8 +178,8 @@ def load_manifest(path: str | os.PathLike[str] = MANIFEST) -> Manifest:
             raise ManifestError(f"{path}: data is {setting.data!r}; it is official, or not there.")
         if setting.plan not in plans:
             raise ManifestError(f"{path}: there is no plan {setting.plan!r}.")
-        if setting.match is not None and (setting.strength is not None or not setting.trained):
-            raise ManifestError(f"{path}: {setting} has a match, but no adapter to scale to it.")
+        if setting.match is not None and (setting.strength is not None or not setting.scaled):
+            raise ManifestError(f"{path}: {setting} has a match, but nothing to scale to it.")
         if setting.trained != bool(setting.seeds):
             raise ManifestError(f"{path}: {setting} needs seeds if it is trained, and only then.")
         for seed in setting.seeds or (None,):

@@ -39,7 +39,7 @@ def crossing(rates: Mapping[float, float], level: float) -> float | None:
 
 
 def success_by_strength(
-    plan: Plan, setting: Setting, seed: int, folder: str | os.PathLike[str]
+    plan: Plan, setting: Setting, seed: int | None, folder: str | os.PathLike[str]
 ) -> dict[float, float]:
     """Prefilled success by the service judge at each strength, that of the undefended model at 0,
     up to the first at which it falls to the setting's ``match``: none above is needed.
@@ -51,7 +51,8 @@ def success_by_strength(
     rates: dict[float, float] = {}
     for strength in (0.0, *STRENGTHS):
         if strength:
-            at = replace(plain, strength=None if strength == 1 else strength)
+            # An adapter as it was trained has no strength in its name.
+            at = replace(plain, strength=None if strength == 1 and plain.trained else strength)
             path = path_of(plan, at, seed)
         else:
             path = path_of(plan, Setting(plan=plan.name, model=setting.model))
@@ -65,7 +66,7 @@ def success_by_strength(
 
 
 def at_matched_strength(
-    plan: Plan, setting: Setting, seed: int, folder: str | os.PathLike[str]
+    plan: Plan, setting: Setting, seed: int | None, folder: str | os.PathLike[str]
 ) -> Setting:
     """``setting`` at the strength that its ``match`` asks for, rounded to a hundredth; where it is
     not reached, at the highest, with a warning.

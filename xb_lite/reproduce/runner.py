@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from xb_lite.data.items import Item, items_digest
 from xb_lite.evaluation.outcomes import read_log
 from xb_lite.evaluation.runs import evaluate_subject
+from xb_lite.evaluation.styles import by_style
 from xb_lite.evaluation.targets import by_target
 from xb_lite.files import cache_folder
 from xb_lite.intention.prompts import restates
@@ -125,6 +126,8 @@ def _make(
 
         def more() -> list[dict]:
             rows = by_target(items, read_log(log)) if plan.by_target else []
+            if plan.by_style:
+                rows += by_style(read_log(log))
             if plan.restated:
                 rows += restatements(subject, items, decoding, precision)
             return rows
