@@ -35,7 +35,7 @@ def random_centroid(
 
     It points to the side of the centroid: away from it the term, a ReLU, would be 0 from the first
     step on. In high dimensions it is nearly orthogonal to the states all the same, so that the term
-    begins small and is soon 0.
+    begins small.
     """
     direction = random_direction(centroid.shape[-1], seed, layer).to(centroid)
     sign = torch.sign(centroid @ direction)[:, None]
