@@ -30,6 +30,7 @@ STYLED = Sets(
         for e in SETS.examples
     ]
 )
+FIRST = len(load_corpus("boundary-safe", "train", 1))  # of the second edition, too
 NOISE = {"label_noise": 0.4}  # two of five prompts
 CONTROLS = [
     NOISE,
@@ -120,11 +121,12 @@ def test_the_second_edition_has_styles_in_its_later_prompts(tmp_path, monkeypatc
             return [[Reply("It is so.", 7, 5, True) for _ in script] for script in scripts]
 
     def styles(edition):
-        sets = reference_sets(Fake(), Decoding(32), {"model": "fake"}, edition=edition)
+        some = {"edition": edition, "limit": FIRST + 30}
+        sets = reference_sets(Fake(), Decoding(32), {"model": "fake"}, **some)
         assert {e.style for e in sets.examples if e.kind != "boundary-safe"} == {None}
         return sets, {e.style for e in sets.examples if e.kind == "boundary-safe"}
 
-    rows = load_corpus("boundary-safe", "train", 2)
+    rows = load_corpus("boundary-safe", "train", 2)[: FIRST + 30]
     sets, found = styles(2)
     assert found == {row.style for row in rows} and styles(1)[1] == {None}
     one = controlled(tiny_recipe(boundary_style="question"), sets, 0)

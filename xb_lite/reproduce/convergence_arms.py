@@ -150,7 +150,7 @@ def train_arm(
     ):
         learned = [p for p in learning.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=recipe.learning_rate, weight_decay=0.0)
-        reference = Reference(recipe, pairs, tokenizer.pad_token_id)
+        reference = Reference(recipe, pairs, tokenizer.pad_token_id, seed)
         for step in range(recipe.steps + 1):
             for name, found in look(step, learning).items():
                 seen.setdefault(name, {})[step] = found
