@@ -3,6 +3,7 @@
 import json
 import math
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from xb_lite.recipes import (
 from xb_lite.training.defense import train_defense
 from xb_lite.training.run import train
 
+ROOT = Path(__file__).parent.parent
 EXACT = Precision("cpu", torch.float32, None, "tests")
 CPU = "x-boundary-smollm2-135m"
 ALIGNING = ("refusal-tuning", "alignment")
@@ -330,6 +332,15 @@ def test_a_recipe_without_controls_is_what_it_was_before_there_were_any():
             assert found == {**found, **shipped} and found.keys() == shipped.keys()
             assert changes_of(same) == {}
         assert run_name("m", off, name) == "m"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "artifacts").rglob("run.json")), ids=lambda path: path.parent.name
+)
+def test_a_committed_adapter_is_of_the_same_recipe_as_ever(path):
+    said = json.loads(path.read_text())["run"]["recipe"]
+    recipe = METHODS[said["method"]](**said)
+    assert as_fields(recipe) == said and not CONTROLS.keys() & changes_of(recipe).keys()
 
 
 @pytest.mark.parametrize("field", CONTROLS)
