@@ -188,7 +188,7 @@ def test_controls_and_baselines_are_in_the_tables_of_rows(tmp_path):
     rows = {row[0]: row for row in progress_table(found)[1]}
     assert list(rows) == [*TRAINED, *FURTHER]
     assert rows["XB, one style"][1:4] == ["0.0016 (first)", "0, 1, 2", "0, 1, 2"]
-    assert rows["steering"][1:] == ["none", "one", "one", "1.1", "none"]
+    assert rows["steering"][1:] == ["none", "one", "one", "1.1", "one"]
     assert rows["DPO"][1:] == ["0.0001 (first)", *["none"] * 4]
     short = [row[0] for row in short_table(found)[1]]
     assert short == [*ARMS, "XB, one style", "steering"]
