@@ -43,6 +43,13 @@ def replaced(before, after):
     ]
 
 
+def answers(python):
+    """Whether there is such a Python, and not only a version manager's name for it."""
+    if not shutil.which(python):
+        return False
+    return subprocess.run([python, "--version"], capture_output=True).returncode == 0
+
+
 def main(arguments=None):
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -54,9 +61,9 @@ def main(arguments=None):
     wanted = {**COLAB["packages"], "torch": chosen.torch}
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.parent.mkdir(exist_ok=True)
-    if not shutil.which(chosen.python):
-        print(f"{chosen.python} is not on the path: {sys.executable} in its place.")
-    python = shutil.which(chosen.python) or sys.executable
+    python = chosen.python if answers(chosen.python) else sys.executable
+    if python != chosen.python:
+        print(f"{chosen.python} cannot be started: {sys.executable} in its place.")
     subprocess.run([python, "-m", "venv", str(HOME)], check=True)
     interpreter = str(HOME / "bin" / "python")
     pins = [f"{name}=={version}" for name, version in wanted.items()]

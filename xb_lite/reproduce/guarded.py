@@ -6,11 +6,12 @@
 
 ``look-alikes``: false alarms on harmless replies that look odd (``corpora.load_look_alikes``), by
 form. ``replies``: of one subject, to harmful prompts of the test split with the prefill, and to
-boundary-safe and benign ones: how many a detector ends, by what the service judge says of the whole
-reply (what it calls gibberish the gibberish detector should end, and what complied the probe; of
-harmless prompts what complied should be ended by neither), how many tokens were shown before, and
-the seconds a token that reading and speaking take. ``streams``: 64 clients at once through the
-proxy. Nothing that a model said to a harmful prompt is written anywhere but into the cache.
+boundary-safe and benign ones with it and without: how many a detector ends, by what the service
+judge says of the whole reply (what it calls gibberish the gibberish detector should end, and what
+complied the probe; of harmless prompts what complied should be ended by neither), how many tokens
+were shown before, and the seconds a token that reading and speaking take. ``streams``: 64 clients
+at once through the proxy. Nothing that a model said to a harmful prompt is written anywhere but
+into the cache.
 
 Results: ``<results>/<tier>/guard/<model>/<part>.json``, of replies with the defense's name for the
 part. The judge of a row is the detector, ``@n`` that it reads ``n`` characters; ``attack`` is the
@@ -102,12 +103,11 @@ def reply_rows(
     """Detection and false alarms on one subject's replies, and the seconds a token."""
     rows: list[dict] = []
     seconds: dict[str, list[float]] = {name: [] for name, _ in detectors}
-    for kind in dict.fromkeys(item.kind for item in items):
-        mine = [item for item in items if item.kind == kind]
+    for kind, attack in dict.fromkeys((item.kind, item.attack) for item in items):
+        mine = [item for item in items if (item.kind, item.attack) == (kind, attack)]
         said = ask(subject.backend, mine, DECODING, subject=subject.identity(precision))
         texts = [turns[-1].text for turns in said]
         labels = judge([item.request for item in mine], texts)
-        attack = mine[0].attack
         for name, detector in detectors:
             found = [watched(detector, i.request, t) for i, t in zip(mine, texts, strict=True)]
             seconds[name] += [
@@ -129,10 +129,12 @@ def reply_rows(
 
 
 def asked(limit: int) -> list[Item]:
-    """Harmful prompts with the prefill, and as many plain ones of each other kind."""
+    """Harmful prompts with the prefill, and as many of each other kind plain and with it, which a
+    detector ends that reads the prefill and not the harm."""
     harmful = attacked(spread(load_items("harmful", "test"), limit), "prefill")
-    others = (spread(load_items(kind, "test"), limit) for kind in ("boundary-safe", "benign"))
-    return [*harmful, *(item for group in others for item in group)]
+    kinds = ("boundary-safe", "benign")
+    others = [item for kind in kinds for item in spread(load_items(kind, "test"), limit)]
+    return [*harmful, *others, *attacked(others, "prefill")]
 
 
 def speaking_row(subject: Subject) -> dict:
