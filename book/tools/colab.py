@@ -4,12 +4,15 @@
 
 Makes _build/colab, an environment with the versions of tests/colab.json (on Python 3.13 where it is
 to be had), installs the package into it as the first cell of a notebook does, and ends with status
-1 if that replaced anything that was there. Then every notebook runs in the smoke profile.
+1 if that replaced anything that was there. Then every notebook runs in the smoke profile. Results
+and adapters, which a notebook without the repository fetches from the public address, are put where
+they are kept once fetched: those of this checkout need not be published yet.
 ``--torch``: another version than Colab's, where only that is to be had as a CPU build.
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,8 +20,11 @@ import sys
 from notebook_files import ROOT
 from progress import run
 
+from xb_lite.files import cache_folder
+
 HOME = ROOT / "_build" / "colab"
 COLAB = json.loads((ROOT / "tests" / "colab.json").read_text())
+OWN = ("results", "artifacts")  # as ``files.own_file`` names them
 # Of Colab, too, but of no version that matters here: what a notebook runs in.
 BESIDES = ["ipykernel", "nbclient", "nbformat", "matplotlib", "scikit-learn", "pandas", "openai"]
 
@@ -48,6 +54,18 @@ def answers(python):
     if not shutil.which(python):
         return False
     return subprocess.run([python, "--version"], capture_output=True).returncode == 0
+
+
+def cache_with_own_files(place):
+    """A cache with the models of the usual one, and with this repository's results and adapters."""
+    place.mkdir()
+    if cache_folder().is_dir():
+        for entry in cache_folder().iterdir():
+            if entry.name not in OWN:
+                (place / entry.name).symlink_to(entry)
+    for name in OWN:
+        shutil.copytree(ROOT / name, place / name)
+    return place
 
 
 def main(arguments=None):
@@ -83,7 +101,8 @@ def main(arguments=None):
         return bool(lines)
     execute = [interpreter, str(ROOT / "book" / "tools" / "execute.py")]
     into = ["--into", "_build/colab_smoke", "--profile", "smoke"]
-    return subprocess.run([*execute, *into], cwd=ROOT).returncode
+    kept = {**os.environ, "XB_LITE_CACHE": str(cache_with_own_files(HOME / "cache"))}
+    return subprocess.run([*execute, *into], cwd=ROOT, env=kept).returncode
 
 
 if __name__ == "__main__":
