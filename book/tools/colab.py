@@ -26,7 +26,10 @@ HOME = ROOT / "_build" / "colab"
 COLAB = json.loads((ROOT / "tests" / "colab.json").read_text())
 OWN = ("results", "artifacts")  # as ``files.own_file`` names them
 # Of Colab, too, but of no version that matters here: what a notebook runs in.
-BESIDES = ["ipykernel", "nbclient", "nbformat", "matplotlib", "scikit-learn", "pandas", "openai"]
+BESIDES = [
+    *("ipykernel", "ipywidgets", "nbclient", "nbformat"),
+    *("matplotlib", "scikit-learn", "pandas", "openai"),
+]
 
 
 def frozen(interpreter):
