@@ -47,16 +47,16 @@ def forward(model: nn.Module, peft_model: PeftModel, batch: Batch, recipe: Recip
     Args:
         model: ``peft_model``, or what accelerate made of it.
     """
-    states: States = {}
     inputs, width = end_to_end(batch), batch["input_ids"].shape[1]
-
-    def see(layer: int, state: Tensor) -> None:
-        states[layer] = as_rows(state.float(), inputs["row_lengths"], width)
+    seen: States = {}
 
     def see_normed(_module: nn.Module, _inputs: tuple, output: ModelOutput) -> None:
-        see(recipe.lora_layers - 1, output.last_hidden_state)
+        seen[recipe.lora_layers - 1] = output.last_hidden_state
 
     with ExitStack() as stack:
+        # Seen, and computed with only after the pass: with gradient checkpointing a layer is run
+        # again later, without this, and has to keep the same tensors as before.
+        see = seen.__setitem__
         stack.enter_context(watch_layers(peft_model, range(recipe.lora_layers), see, stop=False))
         stack.enter_context(without_head(peft_model.get_base_model()))
         if recipe.retain == "absolute":
@@ -64,7 +64,8 @@ def forward(model: nn.Module, peft_model: PeftModel, batch: Batch, recipe: Recip
             decoder = peft_model.get_base_model().base_model
             stack.callback(decoder.register_forward_hook(see_normed).remove)
         model(**inputs, use_cache=False)
-    return states
+    rows = inputs["row_lengths"]
+    return {layer: as_rows(state.float(), rows, width) for layer, state in seen.items()}
 
 
 class Reference:
