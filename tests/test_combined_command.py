@@ -37,7 +37,7 @@ def test_the_command_writes_a_result_and_a_log(tokenizer, monkeypatch, tmp_path,
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(combined, "local_subject", lambda *_: subject)
     monkeypatch.setattr(combined, "precision_of", lambda name: FP32)
-    monkeypatch.setattr(combined, "judges", lambda: [XSTEST])
+    monkeypatch.setattr("xb_lite.evaluation.runs.judges", lambda: [XSTEST])
     monkeypatch.setattr(combined, "tier", lambda: "cpu")
     monkeypatch.setattr(combined, "DECODING", combined.Decoding(3))
     words = ["--limit", "2", "--prompt", "self-reminder", "--results", str(tmp_path)]
@@ -50,4 +50,4 @@ def test_the_command_writes_a_result_and_a_log(tokenizer, monkeypatch, tmp_path,
     assert find(result, "served", set="benign", attack="prefill", judge="xstest").n == 2
     assert len(read_log(path.with_suffix(".jsonl"))) == 12
     combined.main()
-    assert path.read_bytes() == written and "there already" in capsys.readouterr().out
+    assert path.read_bytes() == written and str(path) in capsys.readouterr().out

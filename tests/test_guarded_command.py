@@ -68,9 +68,11 @@ def test_replies_are_told_apart_by_what_the_judge_says(measure):
         ("harmful", "prefill"),
         ("boundary-safe", "direct"),
         ("benign", "direct"),
+        ("boundary-safe", "prefill"),
+        ("benign", "prefill"),
     }
     assert {row["metric"] for row in ended} == {"ended, gibberish", "ended, complied"}
-    assert sum(row["n"] for row in ended) == 4 + 4 + 4
+    assert sum(row["n"] for row in ended) == 4 + 2 * (4 + 4)
     seconds = {row["attack"] for row in result["rows"] if row["metric"] == "seconds a token"}
     assert seconds == {"guard", "model"}
 
