@@ -35,6 +35,14 @@ if TYPE_CHECKING:
     from xb_lite.serve.upstreams import Upstream
 
 
+# Of several commands.
+MODEL_HELP = (
+    f"name, folder or hub id of the model (default: {DEFAULT}); with --server, the name that the "
+    "server gives it"
+)
+SERVER_HELP = "an OpenAI-compatible server that runs the model (…/v1)"
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
@@ -122,8 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "model",
         nargs="?",
-        help=f"name, folder or hub id of the model (default: {DEFAULT}); with --server, the name "
-        "that the server gives it",
+        help=MODEL_HELP,
     )
     evaluate.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
     evaluate.add_argument("--defense", help="a prompt defense by name (list below)")
@@ -133,9 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=SPLITS,
         help="which part of the book's own sets (default: test)",
     )
-    evaluate.add_argument(
-        "--server", metavar="URL", help="an OpenAI-compatible server that runs the model (…/v1)"
-    )
+    evaluate.add_argument("--server", metavar="URL", help=SERVER_HELP)
     evaluate.add_argument(
         "--sets",
         **several,
@@ -203,8 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "model",
         nargs="?",
-        help=f"name, folder or hub id of the model (default: {DEFAULT}); with --server, the name "
-        "that the server gives it",
+        help=MODEL_HELP,
     )
     serve.add_argument("--model", metavar="NAME", dest="named", help="the same, as an option")
     serve.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
@@ -224,9 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--hold", type=int, default=16, help="tokens that the guard holds back (default: 16)"
     )
-    serve.add_argument(
-        "--server", metavar="URL", help="an OpenAI-compatible server that runs the model (…/v1)"
-    )
+    serve.add_argument("--server", metavar="URL", help=SERVER_HELP)
     serve.add_argument(
         "--timeout", type=float, default=120.0, help="seconds to wait for --server (default: 120)"
     )
