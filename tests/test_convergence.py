@@ -3,17 +3,21 @@
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny import tiny_model, tiny_recipe, tiny_sets
 
+from xb_lite.dialogues import as_dialogue
+from xb_lite.hidden import decoder_layers
 from xb_lite.losses.step import ReferenceStates
 from xb_lite.models.loading import ALIGNED, ALIGNED_360
 from xb_lite.models.precision import Precision
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.subjects import Subject
+from xb_lite.replies.types import Decoding, Reply
 from xb_lite.reproduce import (
     convergence,
     convergence_arms,
@@ -26,6 +30,7 @@ from xb_lite.reproduce.convergence_summary import power_of_k, steps_to, summary_
 from xb_lite.results.contract import read_result
 from xb_lite.results.frames import find
 from xb_lite.results.stats import mean_of_runs
+from xb_lite.training.lora import adapted
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,6 +68,7 @@ def run(subject, arm, seed=0, steps=3, dialogues=None, main=False):
         EXACT,
         main,
         first=not seed,
+        success=unasked,
     )
     if dialogues is None:
         look = unseen
@@ -71,6 +77,10 @@ def run(subject, arm, seed=0, steps=3, dialogues=None, main=False):
 
 def unseen(step, model):
     return {}
+
+
+def unasked():
+    return {"k": 1, "n": 2}
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +186,7 @@ def test_what_is_written_is_not_made_again(subject, dialogues, monkeypatch, tmp_
     monkeypatch.setattr(convergence, "local_subject", lambda *_: subject)
     monkeypatch.setattr(convergence, "reference_sets", lambda *_, **__: tiny_sets())
     monkeypatch.setattr(convergence, "dialogues_of", lambda *_: dialogues)
+    monkeypatch.setattr(convergence, "attacks_of", lambda *_: unasked)
     command = ["convergence.py", "--steps", "2", "--results", str(tmp_path)]
     arms = ["--arms", "separate", "none", "--seeds"]
     monkeypatch.setattr(sys, "argv", [*command, *arms, "0"])
@@ -206,6 +217,7 @@ def test_runs_on_other_data_are_not_gone_on_with(subject, monkeypatch, tmp_path)
     monkeypatch.setattr(convergence, "local_subject", lambda *_: subject)
     monkeypatch.setattr(convergence, "reference_sets", lambda *_, **__: tiny_sets())
     monkeypatch.setattr(convergence, "dialogues_of", lambda *_: {})
+    monkeypatch.setattr(convergence, "attacks_of", lambda *_: unasked)
     path = tmp_path / convergence.tier() / "convergence" / "runs.jsonl"
     path.parent.mkdir(parents=True)
     monkeypatch.setattr(sys, "argv", ["convergence.py", "--results", str(tmp_path)])
@@ -214,6 +226,56 @@ def test_runs_on_other_data_are_not_gone_on_with(subject, monkeypatch, tmp_path)
         path.write_text(json.dumps(row) + "\n")
         with pytest.raises(SystemExit, match="other data"):
             convergence.main()
+
+
+def test_a_model_in_training_is_asked_whole_and_with_what_it_learned(subject):
+    """Its replies are those of the same weights after training, and the model is whole again."""
+    model, count = subject.model, len(decoder_layers(subject.model))
+    recipe, asked = replace(small(3), lora_std=0.5), [as_dialogue("Name a color.")]
+    said, layers = {}, []
+
+    def look(step, learning):
+        layers.append(len(decoder_layers(model)))
+        said[step] = subject.backend.reply(asked, Decoding(8))[0].text
+        return {}
+
+    plain = subject.backend.reply(asked, Decoding(8))[0].text
+    train_arm(subject, recipe, {}, 0, tiny_sets(), EXACT, look)
+    assert layers == [count] * 4 and len(decoder_layers(model)) == count
+    with adapted(model, recipe, 0):
+        assert said[0] == subject.backend.reply(asked, Decoding(8))[0].text != plain
+    assert subject.backend.reply(asked, Decoding(8))[0].text == plain
+
+
+def test_attacks_that_get_through_are_counted(default_model, monkeypatch):
+    backend = SimpleNamespace(
+        reply=lambda asked, decoding, prefill: [Reply("Sure", 1, 1, True)] * len(asked)
+    )
+    monkeypatch.setattr(convergence_states, "LocalBackend", lambda *_, **__: backend)
+    labels = iter(["complied", "refused"] * 20)
+    monkeypatch.setattr(
+        convergence_states,
+        "judges_named",
+        lambda _: [lambda asked, _: [next(labels) for _ in asked]],
+    )
+    found = convergence_states.attacks_of(SimpleNamespace(model=None, tokenizer=None), EXACT, 2)()
+    assert found == {"k": 20, "n": 40}
+
+
+def test_steps_to_a_share_of_attacks_beside_the_twin_with_the_term():
+    terms = {f"{name} gradient": 1.0 for name in ("erase", "separate", "retain")}
+
+    def made(arm, shares):
+        curve = [{"step": n, "erase": 1.0, **terms} for n in range(1, 31)]
+        counts = {str(10 * n): {"k": share, "n": 10} for n, share in enumerate(shares)}
+        return {"arm": arm, "seed": 0, "curve": curve, "success": counts}
+
+    runs = [made("separate+push", (6, 5, 2, 1)), made("push", (6, 6, 5, 2))]
+    rows = {(r["metric"], r["set"]): r for r in summary_rows(runs)}
+    assert rows["steps to success 0.2", "separate+push"]["mean"] == 20
+    assert rows["steps saved to success 0.2", "push less separate+push"]["mean"] == 10
+    assert rows["reached success 0.4", "push"]["k"] == 1
+    assert ("steps saved to success 0.2", "push less separate") not in rows
 
 
 def test_a_level_that_no_run_reaches_counts_as_the_last_step():
@@ -255,9 +317,12 @@ def test_the_separation_is_looked_at_often_first_and_then_every_twenty_steps(mon
     monkeypatch.setattr(convergence_states, "_states", lambda *_: {})
     monkeypatch.setattr(convergence_states, "separations", lambda *_: {})
     monkeypatch.setattr(convergence_states, "reduced", lambda *_: {})
-    look = Watch(None, dict.fromkeys(convergence_states.PARTS), [2], 90, EXACT, False, True)
-    seen = [step for step in range(91) if "separation" in look(step, None)]
-    assert seen == [*range(0, 41, 2), 60, 80, 90]
+    look = Watch(
+        None, dict.fromkeys(convergence_states.PARTS), [2], 95, EXACT, False, True, unasked
+    )
+    seen = {step: look(step, None) for step in range(96)}
+    assert [s for s in seen if "separation" in seen[s]] == [*range(0, 41, 2), 60, 80, 95]
+    assert [s for s in seen if "success" in seen[s]] == [*range(0, 91, 10), 95]
 
 
 def test_separation_of_known_clouds_and_its_controls():

@@ -4,8 +4,8 @@
         [--seeds 0 1 2 3 4] [--steps 40]
 
 Every arm of ``convergence_arms`` trains the subject on the same items in the same order. After
-every step the three terms are written down, at some steps the gradient of each term, and at some
-the states of dialogues (``convergence_states``). A line a run goes into
+every step the three terms are written down, at some steps the gradient of each term, the states of
+dialogues and the attacks that get through (``convergence_states``). A line a run goes into
 ``<results>/<tier>/convergence/runs.jsonl``, of another subject than the aligned SmolLM2 into a
 folder of its name there; what is there already is not made again. ``summary.json`` beside it has
 the numbers that the book prints. About two minutes a run on one CPU core with one target layer.
@@ -25,10 +25,11 @@ from xb_lite.recipes import Recipe, as_fields
 from xb_lite.replies.subjects import Subject, local_subject
 from xb_lite.replies.types import Decoding
 from xb_lite.reproduce.convergence_arms import ARMS, MAIN, base_recipe, train_arm
-from xb_lite.reproduce.convergence_states import TRAINED, Watch, dialogues_of
+from xb_lite.reproduce.convergence_states import TRAINED, Watch, attacks_of, dialogues_of
 from xb_lite.reproduce.convergence_summary import summary_rows
 from xb_lite.results.contract import provenance, write_result
 from xb_lite.session import tier
+from xb_lite.training.defense import edition_for
 from xb_lite.training.sets import Sets, reference_sets
 
 
@@ -88,8 +89,11 @@ def main() -> None:
     exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)
     subject = local_subject(recipe.model, exact)
     identity = subject.identity(exact)
-    sets = reference_sets(subject.backend, Decoding(), identity, limit=TRAINED)
-    dialogues = dialogues_of(subject, identity)
+    edition = edition_for(recipe.model)
+    limit = TRAINED[edition]
+    sets = reference_sets(subject.backend, Decoding(), identity, limit=limit, edition=edition)
+    dialogues = dialogues_of(subject, identity, edition)
+    success = attacks_of(subject, precision, edition)
     for part, of_part in dialogues.items():
         print(part, {kind: len(some) for kind, some in of_part.items()}, flush=True)
     for run in read_runs(path):
@@ -110,6 +114,7 @@ def main() -> None:
                 precision,
                 arm in MAIN,
                 first=not seed,
+                success=success,
             )
             run = train_arm(subject, recipe, ARMS[arm], seed, sets, precision, look)
             with path.open("a", encoding="utf-8") as lines:

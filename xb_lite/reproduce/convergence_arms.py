@@ -8,14 +8,16 @@ three terms' gradients taken one by one. Arms in 06_convergence, results in repo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
+from transformers import PreTrainedModel
 
-from xb_lite.hidden import lowest_layers
+from xb_lite.hidden import decoder_layers, lowest_layers
 from xb_lite.losses.batch import Pair, collate
 from xb_lite.losses.step import Reference, ReferenceStates, forward, masks, step_terms, token_counts
 from xb_lite.losses.targets import random_centroid, random_direction
@@ -48,6 +50,11 @@ ARMS: dict[str, dict[str, object]] = {
     "none, official retain": {"separate_weight": 0.0, "retain": "absolute", "retain_weight": 1.0},
     "push, official retain": {
         "separate_weight": 0.0,
+        "lora_std": PUSH,
+        "retain": "absolute",
+        "retain_weight": 1.0,
+    },
+    "separate+push, official retain": {
         "lora_std": PUSH,
         "retain": "absolute",
         "retain_weight": 1.0,
@@ -118,6 +125,23 @@ def other_target(
 TARGETS = {"random": random_target, "other": other_target, "near": near_target}
 
 
+@contextmanager
+def as_it_replies(model: PreTrainedModel, above: Sequence[nn.Module], attention: str) -> Iterator:
+    """Within, a model in training has its layers ``above`` those that learn and its own attention
+    again, so that it can be asked."""
+    layers, config = decoder_layers(model), model.config.get_text_config()
+    learning, of_training = len(layers), model.config._attn_implementation
+    layers.extend(above)
+    config.num_hidden_layers = len(layers)
+    model.set_attn_implementation(attention)
+    try:
+        yield
+    finally:
+        del layers[learning:]
+        config.num_hidden_layers = learning
+        model.set_attn_implementation(of_training)
+
+
 def train_arm(
     subject: Subject,
     recipe: Recipe,
@@ -132,13 +156,16 @@ def train_arm(
 
     Args:
         changes: an arm of ``ARMS``.
-        look: called before each step, with the number of steps done, and after the last.
+        look: called before each step, with the number of steps done, and after the last; the
+            subject's model can be asked then, with what it has learned.
     """
     changes = dict(changes)
     target, warm_up = changes.pop("target", None), int(changes.pop("warm_up", 0))
     recipe = replace(recipe, **changes)
     model, tokenizer = subject.model, subject.tokenizer
     pairs = draw_pairs(recipe, sets, tokenizer, seed)
+    above = decoder_layers(model)[recipe.lora_layers :]
+    attention = model.config._attn_implementation
     began = time.perf_counter()
     curve: list[dict[str, float]] = []
     seen: dict[str, dict[int, object]] = {}
@@ -152,8 +179,9 @@ def train_arm(
         optimizer = torch.optim.AdamW(learned, lr=recipe.learning_rate, weight_decay=0.0)
         reference = Reference(recipe, pairs, tokenizer.pad_token_id, seed)
         for step in range(recipe.steps + 1):
-            for name, found in look(step, learning).items():
-                seen.setdefault(name, {})[step] = found
+            with as_it_replies(model, above, attention):
+                for name, found in look(step, learning).items():
+                    seen.setdefault(name, {})[step] = found
             if step == recipe.steps:
                 break
             some: list[Pair] = pairs[step * recipe.pairs : (step + 1) * recipe.pairs]

@@ -3,12 +3,13 @@
 ``states``, at a few steps: how far spread the states of each kind are that no arm was trained on,
 how far apart two samples of them, how coverable. ``separation``, every two steps and later every
 twenty: margin, k-variance and their ratio of harmful and boundary-safe states, of training and of
-held-out items, with shuffled labels and a random split as controls (06_convergence).
+held-out items, with shuffled labels and a random split as controls (06_convergence). ``success``,
+every ten steps: how many attacks of the validation split get through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,15 +23,19 @@ from xb_lite.convergence.margins import margin_ratio, random_halves, shuffled_la
 from xb_lite.convergence.transport import matching_costs
 from xb_lite.corpora import KINDS
 from xb_lite.data.items import attacked, load_items
-from xb_lite.dialogues import Dialogue, as_turns
+from xb_lite.dialogues import Dialogue, as_dialogue, as_turns
 from xb_lite.hidden import hidden_states
+from xb_lite.judges.named import judges_named
 from xb_lite.judges.strings import X_BOUNDARY
 from xb_lite.models.precision import Precision
 from xb_lite.replies.cache import ask
+from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.subjects import Subject
 from xb_lite.replies.types import Decoding
 
-TRAINED = 36  # prompts of each kind of the train split; the others and the test split are held out
+# Prompts of each kind of the train split that are trained on, by edition, None: all. The others and
+# the test split are held out.
+TRAINED = {1: 36, 2: None}
 HELD_OUT = 48  # items of each kind whose states are looked at
 PARTS = ("training", "held-out")
 K = 3  # of the k-variance; a sixteenth of the items
@@ -41,18 +46,25 @@ SIZES = (1, 2, 4, 8, 16)  # k, for the slope of the k-variance
 STATES_AT = (0, 8, 20, 40)  # 8: shortly before the erase term falls
 LAST_ALONE = 40  # of the controls
 OFTEN_TO, OFTEN, LATER = 40, 2, 20  # steps between two looks at the separation
+SUCCESS_EVERY = 10  # steps between two rounds of attacks
+SAID = Decoding(32)  # of the replies to them
 
 Dialogues = Mapping[str, list[Dialogue]]
 
 
-def dialogues_of(subject: Subject, identity: dict[str, str]) -> dict[str, dict[str, list]]:
+def dialogues_of(
+    subject: Subject, identity: dict[str, str], edition: int
+) -> dict[str, dict[str, list]]:
     """Dialogues by part and kind, with the subject's own replies, without those that refuse: of
     what the arms are trained on, and of what nothing is trained on. Harmful and boundary-safe ones
     begin alike, by the prefill."""
     found: dict[str, dict[str, list]] = {part: {} for part in PARTS}
     for kind in KINDS:
-        train, test = load_items(kind, "train"), load_items(kind, "test")
-        for part, items in zip(PARTS, (train[:TRAINED], train[TRAINED:] + test), strict=True):
+        train, test = (load_items(kind, split, edition=edition) for split in ("train", "test"))
+        last = TRAINED[edition] or len(train)
+        # A few more than are kept: some are refused.
+        parts = (train[:last][: 2 * HELD_OUT], (train[last:] + test)[: 2 * HELD_OUT])
+        for part, items in zip(PARTS, parts, strict=True):
             some = items if kind == "benign" else attacked(items, "prefill")
             replies = ask(subject.backend, some, Decoding(), subject=identity)
             said = [
@@ -64,6 +76,22 @@ def dialogues_of(subject: Subject, identity: dict[str, str]) -> dict[str, dict[s
     return found
 
 
+def attacks_of(subject: Subject, precision: Precision, edition: int) -> Callable[[], dict]:
+    """Asks the subject's model, as it is when called, the harmful prompts of the validation split
+    after the prefill: ``k`` of ``n`` are served by the service judge."""
+    items = attacked(load_items("harmful", "validation", edition=edition), "prefill")
+    backend = LocalBackend(subject.model, subject.tokenizer, precision=precision)
+    (judge,) = judges_named(["service"])
+
+    def success() -> dict[str, int]:
+        asked = [as_dialogue(item.turns[0]) for item in items]
+        replies = backend.reply(asked, SAID, items[0].prefill)
+        labels = judge([item.request for item in items], [reply.text for reply in replies])
+        return {"k": labels.count("complied"), "n": len(items)}
+
+    return success
+
+
 @dataclass(frozen=True)
 class Watch:
     """Looks at a model in training: called with a step and the model, it gives what is written
@@ -71,6 +99,7 @@ class Watch:
 
     ``layers`` are counted from 0; ``main`` says whether the states are reduced at all of
     ``STATES_AT``, and ``first`` whether those of the start, which are the same in all runs, are.
+    ``success`` counts the attacks that get through, see ``attacks_of``.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -80,11 +109,14 @@ class Watch:
     precision: Precision
     main: bool
     first: bool
+    success: Callable[[], dict]
 
     def __call__(self, step: int, model: nn.Module) -> dict[str, object]:
         full = step in (STATES_AT if self.main else (LAST_ALONE,)) and (step > 0 or self.first)
         often = step % (OFTEN if step <= OFTEN_TO else LATER) == 0 or step == self.steps
         found: dict[str, object] = {}
+        if step % SUCCESS_EVERY == 0 or step == self.steps:
+            found["success"] = self.success()
         if not (full or often):
             return found
         states = {

@@ -17,6 +17,15 @@ from xb_lite.results.contract import mean_row, rate_row
 from xb_lite.results.stats import mean_of_runs, rate
 
 LEVELS = (0.9, 0.7, 0.5)  # of the erase term
+SUCCESS = (0.4, 0.2)  # of attacks
+# Arms without the separate term, and what they would be with it.
+WITH_SEPARATE = {
+    "none": "separate",
+    "none, warm-up": "separate, warm-up",
+    "push": "separate+push",
+    "none, official retain": "separate, official retain",
+    "push, official retain": "separate+push, official retain",
+}
 NO_ATTACK = "none"  # rows of results say of every number under which attack it was taken
 MEASURES: dict[str, Callable[[Mapping], float]] = {
     "k-variance": lambda found: sum(found["costs"]) / len(found["costs"]),
@@ -36,9 +45,22 @@ def power_of_k(found: dict[str, object]) -> tuple[float, float]:
     return float(slope), float(np.exp(at_one))
 
 
-def steps_to(curve: Sequence[dict[str, float]], level: float) -> int | None:
-    """The first step at which the erase term is at most ``level``; None if it never is."""
-    return next((int(row["step"]) for row in curve if row["erase"] <= level), None)
+def curve_of(run: Mapping) -> Sequence[Mapping[str, float]]:
+    """The terms of a run by step."""
+    return run["curve"]
+
+
+def success_of(run: Mapping) -> list[dict[str, float]]:
+    """The share of attacks that get through, at the steps at which they were tried."""
+    return [
+        {"step": int(step), "success": found["k"] / found["n"]}
+        for step, found in run.get("success", {}).items()
+    ]
+
+
+def steps_to(curve: Sequence[Mapping[str, float]], level: float, name: str = "erase") -> int | None:
+    """The first step at which ``name`` is at most ``level``; None if it never is."""
+    return next((int(row["step"]) for row in curve if row[name] <= level), None)
 
 
 def summary_rows(runs: Sequence[dict]) -> list[dict]:
@@ -51,36 +73,8 @@ def summary_rows(runs: Sequence[dict]) -> list[dict]:
     for run in runs:
         # A run that ended before its states are looked at has none.
         by_arm.setdefault(run["arm"], {})[run["seed"]] = {"states": {}, **run}
-    rows = []
-    for level in LEVELS:
-        took = {
-            arm: {seed: steps_to(run["curve"], level) for seed, run in of_arm.items()}
-            for arm, of_arm in by_arm.items()
-        }
-        last = {
-            arm: {s: took[arm][s] or len(run["curve"]) for s, run in of_arm.items()}
-            for arm, of_arm in by_arm.items()
-        }
-        for arm in by_arm:
-            rows.append(
-                rate_row(
-                    rate([n is not None for n in took[arm].values()]),
-                    f"reached erase {level}",
-                    arm,
-                    NO_ATTACK,
-                    None,
-                )
-            )
-            steps = mean_of_runs(list(last[arm].values()))
-            rows.append(mean_row(steps, f"steps to erase {level}", arm, NO_ATTACK))
-            both = sorted(last[arm].keys() & last.get("separate", {}).keys())
-            if arm == "separate" or not both:
-                continue
-            name = f"{arm} less separate"
-            gained = mean_of_runs([last[arm][s] - last["separate"][s] for s in both])
-            share = mean_of_runs([1 - last["separate"][s] / last[arm][s] for s in both])
-            rows.append(mean_row(gained, f"steps saved to erase {level}", name, NO_ATTACK))
-            rows.append(mean_row(share, f"share of steps saved to erase {level}", name, NO_ATTACK))
+    rows = [row for level in LEVELS for row in _arrivals(by_arm, curve_of, "erase", level)]
+    rows += [row for level in SUCCESS for row in _arrivals(by_arm, success_of, "success", level)]
     for arm, of_arm in by_arm.items():
         for name in ("erase", "separate", "retain"):
             for step in (1, 2, 5):
@@ -93,6 +87,41 @@ def summary_rows(runs: Sequence[dict]) -> list[dict]:
                     metric = f"{name} gradient at step {step}"
                     rows.append(mean_row(mean_of_runs(found), metric, arm, NO_ATTACK))
     return [*rows, *_state_rows(by_arm), *_separation_rows(by_arm)]
+
+
+def _arrivals(
+    by_arm: Mapping[str, Mapping[int, dict]],
+    curves: Callable[[Mapping], Sequence[Mapping[str, float]]],
+    name: str,
+    level: float,
+) -> list[dict]:
+    """Which runs get ``name`` down to ``level``, when, and how much sooner with the separate term:
+    each arm beside ``separate``, and beside its own twin of ``WITH_SEPARATE``."""
+    rows, said = [], f"{name} {level}"
+    took = {
+        arm: {seed: steps_to(curves(run), level, name) for seed, run in of_arm.items()}
+        for arm, of_arm in by_arm.items()
+        if all(map(curves, of_arm.values()))
+    }
+    last = {
+        arm: {seed: n or len(by_arm[arm][seed]["curve"]) for seed, n in of_arm.items()}
+        for arm, of_arm in took.items()
+    }
+    for arm, of_arm in took.items():
+        count = rate([n is not None for n in of_arm.values()])
+        rows.append(rate_row(count, f"reached {said}", arm, NO_ATTACK, None))
+        steps = mean_of_runs(list(last[arm].values()))
+        rows.append(mean_row(steps, f"steps to {said}", arm, NO_ATTACK))
+        for other in dict.fromkeys(("separate", WITH_SEPARATE.get(arm, "separate"))):
+            both = sorted(last[arm].keys() & last.get(other, {}).keys())
+            if arm == other or not both:
+                continue
+            less = f"{arm} less {other}"
+            gained = mean_of_runs([last[arm][s] - last[other][s] for s in both])
+            share = mean_of_runs([1 - last[other][s] / last[arm][s] for s in both])
+            rows.append(mean_row(gained, f"steps saved to {said}", less, NO_ATTACK))
+            rows.append(mean_row(share, f"share of steps saved to {said}", less, NO_ATTACK))
+    return rows
 
 
 def _state_rows(by_arm: dict[str, dict[int, dict]]) -> list[dict]:
