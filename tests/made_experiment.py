@@ -13,7 +13,7 @@ from pathlib import Path
 
 from xb_lite.evaluation.outcomes import Outcome
 from xb_lite.models.loading import ALIGNED_360
-from xb_lite.reproduce.arms import ARMS, BASELINES, CONTROLS, SEEDS, TRAINED
+from xb_lite.reproduce.arms import EVERY, SEEDS, TRAINED
 from xb_lite.reproduce.manifest import Setting, load_manifest, path_of
 from xb_lite.reproduce.matching import STRENGTHS
 from xb_lite.results.contract import SCHEMA, mean_row, rate_row, write_result
@@ -61,15 +61,15 @@ def write_experiment(
         for plan, sizes in (("strengths", VALIDATION), ("experiment", TEST)):
             _write(folder, plan, Setting(plan=plan, model=ALIGNED_360), None, sizes, 0.75, 0.2)
     for arm in arms:
-        method, changes = {**ARMS, **CONTROLS, **BASELINES}[arm]
+        of = EVERY[arm]
         for learning_rate in rates:
             own = {} if learning_rate == 1.6e-3 else {"learning_rate": learning_rate}
             for seed in seeds if not own else [s for s in seeds if s == 0]:
                 setting = Setting(
                     plan="strengths",
                     model=ALIGNED_360,
-                    method=method,
-                    changes={**changes, **own},
+                    method=of.method,
+                    changes={**of.changes, **own},
                     seeds=() if seed is None else (seed,),
                 )
                 for strength in strengths:

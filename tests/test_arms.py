@@ -11,15 +11,14 @@ from xb_lite.recipes import load_recipe, own_recipe
 from xb_lite.reproduce import arms as module
 from xb_lite.reproduce.arms import (
     ARMS,
-    BASELINE_RATES,
     BASELINES,
     CONTROLLED,
     CONTROLS,
+    EVERY,
     FURTHER,
     TRAINED,
     UNDEFENDED,
     read_experiment,
-    seeds_of,
 )
 from xb_lite.reproduce.manifest import load_manifest
 
@@ -44,10 +43,10 @@ def test_arms_are_told_by_method_and_changes_whatever_their_learning_rate(whole)
 def test_every_arm_of_the_protocol_is_one_of_the_manifests_settings():
     manifest = load_manifest()
     settings = [s for s in manifest.settings if s.plan == "strengths"]
-    for method, changes in {**ARMS, **CONTROLS, **BASELINES}.values():
+    for arm in EVERY.values():
         assert any(
             (s.method, {k: v for k, v in s.changes.items() if k != "learning_rate"})
-            == (method, changes)
+            == (arm.method, arm.changes)
             for s in settings
         )
 
@@ -242,25 +241,25 @@ def test_a_control_has_the_rate_of_what_it_controls_and_a_baseline_its_own(furth
 def test_the_first_rate_of_a_baseline_is_that_of_its_recipe():
     """And in its budget it is like every arm of the protocol."""
     arm = load_recipe(own_recipe("x-boundary", ALIGNED_360))
-    assert BASELINE_RATES.keys() == BASELINES.keys()
-    for name, (method, changes) in BASELINES.items():
-        if method == "steering":
+    for name, baseline in BASELINES.items():
+        if baseline.method == "steering":
             continue
-        recipe = load_recipe(own_recipe(method, ALIGNED_360), **changes)
-        assert recipe.learning_rate == BASELINE_RATES[name][0] and recipe.model == ALIGNED_360
+        recipe = load_recipe(own_recipe(baseline.method, ALIGNED_360), **baseline.changes)
+        assert recipe.learning_rate == baseline.rates[0] and recipe.model == ALIGNED_360
         for field in ("steps", "pairs", "rank", "lora_layers", "lora_std", "max_tokens"):
             assert getattr(recipe, field) == getattr(arm, field), (name, field)
 
 
 def test_a_control_differs_from_what_it_controls_in_one_thing():
-    method, changes = ARMS[CONTROLLED]
-    for of, changed in CONTROLS.values():
-        assert of == method and len(changed) == len(changes) + 1
+    controlled = ARMS[CONTROLLED]
+    for control in CONTROLS.values():
+        assert control.method == controlled.method and control.rate_of == CONTROLLED
+        assert len(control.changes) == len(controlled.changes) + 1
 
 
 def test_seeds_of_arms_controls_and_baselines():
-    assert seeds_of("CB") == (0, 1, 2, 3, 4) and seeds_of(UNDEFENDED) == (None,)
-    assert {seeds_of(arm) for arm in FURTHER} == {(0, 1, 2), (None,)}
+    assert ARMS["CB"].seeds == (0, 1, 2, 3, 4) and ARMS[UNDEFENDED].seeds == (None,)
+    assert {arm.seeds for arm in FURTHER.values()} == {(0, 1, 2), (None,)}
 
 
 def test_all_trained_arms_are_compared_or_compared_with():

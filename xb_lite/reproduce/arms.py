@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -29,40 +29,58 @@ from xb_lite.results.stats import Rate, rate
 OWN = Path(__file__).parents[2] / "results"
 TEST = "experiment"  # the plan
 SEEDS = (0, 1, 2, 3, 4)
-LEARNING_RATES = (8e-4, 1.6e-3)
 FIRST_RATE = 1.6e-3  # with which every arm is trained and tested first
+LEARNING_RATES = (8e-4, FIRST_RATE)
 LEVEL = 0.2  # of prefilled success on validation items, at which arms are compared
 SAFE = ("boundary-safe", "xstest", "orbench")
+FURTHER_SEEDS = (0, 1, 2)  # of controls and baselines
 UNDEFENDED = "undefended"
-ARMS: dict[str, tuple[str, dict[str, object]]] = {  # method, and changes to its recipe
-    UNDEFENDED: ("none", {}),
-    "CB": ("circuit-breakers", {"boundary_share": 0.0}),
-    "CB + data": ("circuit-breakers", {}),
-    "XB as coded": ("x-boundary", {}),
-    "XB refusal": ("x-boundary", {"separate": "refusal"}),
-    "XB as described": ("x-boundary", {"separate": "as_described"}),
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is trained, or done, in one arm of the experiment.
+
+    Attributes:
+        method, changes: of the recipe.
+        rates: learning rates of its sweep on validation items, that of the first test first.
+        seeds: that it is to be run with; None is that of what is not trained.
+        rate_of: the arm whose learning rate it has instead of one of its own.
+    """
+
+    method: str
+    changes: Mapping[str, object] = field(default_factory=dict)
+    rates: tuple[float | None, ...] = LEARNING_RATES[::-1]
+    seeds: tuple[int | None, ...] = SEEDS
+    rate_of: str | None = None
+
+
+CONTROLLED = "XB as coded"  # a control differs from it in one thing, so it has its learning rate
+ARMS = {
+    UNDEFENDED: Arm("none", rates=(None,), seeds=(None,)),
+    "CB": Arm("circuit-breakers", {"boundary_share": 0.0}),
+    "CB + data": Arm("circuit-breakers"),
+    CONTROLLED: Arm("x-boundary"),
+    "XB refusal": Arm("x-boundary", {"separate": "refusal"}),
+    "XB as described": Arm("x-boundary", {"separate": "as_described"}),
 }
 TRAINED = tuple(ARMS)[1:]
-CONTROLLED = "XB as coded"  # a control differs from it in one thing, so it has its learning rate
-CONTROLS: dict[str, tuple[str, dict[str, object]]] = {
-    "XB, shuffled labels": ("x-boundary", {"label_noise": 0.5}),
-    "XB, one style": ("x-boundary", {"boundary_style": "question"}),
-    "XB, random direction": ("x-boundary", {"separate_target": "random"}),
+CONTROLS = {
+    name: Arm("x-boundary", changes, seeds=FURTHER_SEEDS, rate_of=CONTROLLED)
+    for name, changes in {
+        "XB, shuffled labels": {"label_noise": 0.5},
+        "XB, one style": {"boundary_style": "question"},
+        "XB, random direction": {"separate_target": "random"},
+    }.items()
 }
-BASELINES: dict[str, tuple[str, dict[str, object]]] = {
-    "SFT on refusals": ("sft", {}),
-    "DPO": ("dpo", {}),
-    "gradient ascent": ("gradient-ascent", {}),
-    "steering": ("steering", {}),
+BASELINES = {
+    "SFT on refusals": Arm("sft", rates=(4e-4, 8e-4), seeds=FURTHER_SEEDS),
+    "DPO": Arm("dpo", rates=(1e-4, 2e-4), seeds=FURTHER_SEEDS),
+    "gradient ascent": Arm("gradient-ascent", rates=(5e-5, 1e-4), seeds=FURTHER_SEEDS),
+    "steering": Arm("steering", rates=(None,), seeds=(None,)),
 }
-BASELINE_RATES: dict[str, tuple[float | None, ...]] = {  # that of the recipe, which is first, …
-    "SFT on refusals": (4e-4, 8e-4),  # … and the other of its sweep
-    "DPO": (1e-4, 2e-4),
-    "gradient ascent": (5e-5, 1e-4),
-    "steering": (None,),  # it is not trained, so it has no seed either
-}
-FURTHER = (*CONTROLS, *BASELINES)
-FURTHER_SEEDS = (0, 1, 2)
+FURTHER = {**CONTROLS, **BASELINES}
+EVERY = {**ARMS, **FURTHER}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +88,7 @@ class Run:
     """One result of the experiment.
 
     Attributes:
-        arm: of ``ARMS``, ``CONTROLS`` or ``BASELINES``; None for what is of none.
+        arm: of ``EVERY``; None for what is of none.
         learning_rate, seed: of the training; None for what is not trained.
         strength: that the adapter was scaled to; 0 without a defense.
         match: the success at which that strength was read off; None where it was given.
@@ -139,21 +157,20 @@ class Experiment:
     def learning_rate(self, arm: str) -> float | None:
         """The one at which an arm is looked at: by the rule, and while that cannot be followed, the
         one with which all arms are tested first. None for what is not trained."""
-        if arm in BASELINES:
-            return self.chosen(arm) or BASELINE_RATES[arm][0]
-        return self.fixed or self.chosen(arm) or FIRST_RATE
+        fixed = None if arm in BASELINES else self.fixed
+        return fixed or self.chosen(arm) or EVERY[arm].rates[0]
 
     def chosen(self, arm: str) -> float | None:
         """The learning rate of an arm by the rule of the protocol, on validation items with seed 0;
-        None while a result that it needs is missing. Of a control it is that of ``CONTROLLED``.
+        None while a result that it needs is missing. Of a control it is that of the arm controlled.
 
         Of the rates with which success falls to ``LEVEL`` the one that refuses less there; if with
         neither, the one with less success at the greatest strength; on a tie the lower rate.
         """
         order = []
-        arm = CONTROLLED if arm in CONTROLS else arm
-        for learning_rate in BASELINE_RATES.get(arm, LEARNING_RATES):
-            sweep = self.sweep(arm, learning_rate, seeds_of(arm)[0])
+        arm = EVERY[arm].rate_of or arm
+        for learning_rate in EVERY[arm].rates:
+            sweep = self.sweep(arm, learning_rate, EVERY[arm].seeds[0])
             if not is_whole(sweep):
                 return None
             success = {strength: run.success.value for strength, run in sweep.items()}
@@ -228,13 +245,6 @@ class Experiment:
                     yield arm, seed, sweep
 
 
-def seeds_of(arm: str) -> tuple[int | None, ...]:
-    """The seeds that an arm is to be run with; None is that of what is not trained."""
-    if arm in (UNDEFENDED, "steering"):
-        return (None,)
-    return FURTHER_SEEDS if arm in FURTHER else SEEDS
-
-
 def is_whole(sweep: dict[float, Run], level: float = LEVEL) -> bool:
     """Whether all strengths are there up to the first at which success falls to a level."""
     for strength in (0.0, *STRENGTHS):
@@ -294,8 +304,7 @@ def _run(name: str, path: Path, folder: Path | None) -> Run:
     method, changes = setting["method"], dict(setting["changes"])
     own = _own_rate(method, result["model"]["name"])
     learning_rate = changes.pop("learning_rate", own)
-    known = {**ARMS, **CONTROLS, **BASELINES}
-    arm = next((arm for arm, of in known.items() if of == (method, changes)), None)
+    arm = next((a for a, of in EVERY.items() if (of.method, of.changes) == (method, changes)), None)
     match = re.search(r",match=([\d.]+)", setting["defense"])
     return Run(
         arm,

@@ -19,6 +19,7 @@ from xb_lite.evaluation.tradeoff import Place, Said
 from xb_lite.models.loading import ALIGNED_360
 from xb_lite.reproduce.arms import (
     ARMS,
+    EVERY,
     FIRST_RATE,
     FURTHER,
     LEARNING_RATES,
@@ -29,7 +30,6 @@ from xb_lite.reproduce.arms import (
     UNDEFENDED,
     Experiment,
     is_whole,
-    seeds_of,
 )
 from xb_lite.results.frames import find, published
 from xb_lite.results.logs import read_rows
@@ -240,7 +240,11 @@ def progress_table(
         learning_rate = experiment.learning_rate(arm)
         known = experiment.fixed or experiment.chosen(arm)
         scaled, tested, full = (
-            [s for s in seeds_of(arm) if is_whole(experiment.sweep(arm, learning_rate, s), match)],
+            [
+                s
+                for s in EVERY[arm].seeds
+                if is_whole(experiment.sweep(arm, learning_rate, s), match)
+            ],
             experiment.runs(arm, match),
             experiment.runs(arm, None),
         )
@@ -286,12 +290,12 @@ def missing(experiment: Experiment, match: float = LEVEL) -> list[str]:
     return said
 
 
-def _gaps(experiment: Experiment, arms: Sequence[str], level: float | None) -> list[str]:
+def _gaps(experiment: Experiment, arms: Iterable[str], level: float | None) -> list[str]:
     """Arms with the seeds that are not tested, each in words; of what has no seed the name."""
     found = []
     for arm in arms:
         there = experiment.runs(arm, level)
-        if lacking := [seed for seed in seeds_of(arm) if seed not in there]:
+        if lacking := [seed for seed in EVERY[arm].seeds if seed not in there]:
             found.append(arm if None in lacking else f"{arm} (seeds {_listed(lacking)})")
     return found
 

@@ -52,15 +52,15 @@ def chosen_runs(folder: str | Path) -> list[Run]:
 
 def setting_of_run(run: Run) -> Setting:
     """What the run was of, as the manifest would have it."""
-    method, changes = ARMS[run.arm]
+    arm = ARMS[run.arm]
     said = run.result["setting"]["changes"]
     strength = None if run.strength in (0, 1) else run.strength
     seeds = () if run.seed is None else (run.seed,)
-    changes = {**changes, **{k: v for k, v in said.items() if k == "learning_rate"}}
+    changes = {**arm.changes, **{k: v for k, v in said.items() if k == "learning_rate"}}
     return Setting(
         plan=PLAN,
         model=run.result["model"]["name"],
-        method=method,
+        method=arm.method,
         changes=changes,
         strength=strength,
         seeds=seeds,
