@@ -34,9 +34,10 @@ from xb_lite.replies.types import Decoding, Reply
 from xb_lite.reproduce import displacement as moves
 from xb_lite.results import contract as results
 from xb_lite.results import tables
-from xb_lite.results.contract import read_result, write_result
+from xb_lite.results.contract import rate_row, read_result, write_result
 from xb_lite.results.frames import find, published
 from xb_lite.results.logs import LogError
+from xb_lite.results.stats import rate
 from xb_lite.training import defense
 from xb_lite.training.defense import adapter_folder, train_defense
 from xb_lite.training.run import Trained
@@ -306,6 +307,25 @@ def test_what_is_not_measured_does_not_change_where_a_subject_is(tmp_path, monke
     assert result["setting"]["precision"] == str(precision)
     assert "server" not in result["hardware"]
     assert not {"accuracy", "perplexity"} & {row["metric"] for row in result["rows"]}
+
+
+def test_a_result_without_capability_is_not_one_with_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    row = rate_row(rate([True]), "accuracy", "quiz", "direct", None)
+    monkeypatch.setattr("xb_lite.evaluation.runs.capability_rows", lambda *_: [row])
+    here, precision = Subject("polite", "polite", Polite(), model=object()), choose_precision()
+    items = plan(["benign"], [], limit=1)
+    for capability, measured in ((False, False), (True, True), (False, True)):
+        path = evaluate_subject(
+            here,
+            items,
+            precision,
+            Decoding(),
+            tmp_path,
+            capability=capability,
+            judged_by=[XSTEST],
+        )
+        assert (row in read_result(path)["rows"]) == measured
 
 
 # The tokenizer of the tests with a template that shows whole dialogues, as Llama Guard's does.

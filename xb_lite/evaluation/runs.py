@@ -121,7 +121,7 @@ def evaluate_subject(
         "seed": decoding.seed,
         "setting": setting_of(subject, precision, decoding, judged_by, tasks),
     }
-    if resume and _is_finished(path, same):
+    if resume and _is_finished(path, same, capability and subject.model is not None):
         return path
     if not resume and processes() > 1:
         raise ValueError("several processes cannot begin anew together: delete the result first.")
@@ -152,10 +152,13 @@ def evaluate_subject(
     return path
 
 
-def _is_finished(path: Path, same: dict) -> bool:
-    """Whether there is a result of all of this already; what is no result is made anew."""
+def _is_finished(path: Path, same: dict, capability: bool) -> bool:
+    """Whether there is a result of all of this already, with capability where it is asked for; what
+    is no result is made anew."""
     try:
         there = read_result(path)
     except ValueError:
+        return False
+    if capability and not any(row["set"] == "quiz" for row in there["rows"]):
         return False
     return all(there[name] == value for name, value in json.loads(json.dumps(same)).items())
