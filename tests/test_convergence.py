@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_recipe, tiny_sets
 
+from xb_lite.corpora import KINDS
 from xb_lite.dialogues import as_dialogue
 from xb_lite.hidden import decoder_layers
 from xb_lite.losses.step import ReferenceStates
@@ -317,12 +318,11 @@ def test_the_separation_is_looked_at_often_first_and_then_every_twenty_steps(mon
     monkeypatch.setattr(convergence_states, "_states", lambda *_: {})
     monkeypatch.setattr(convergence_states, "separations", lambda *_: {})
     monkeypatch.setattr(convergence_states, "reduced", lambda *_: {})
-    look = Watch(
-        None, dict.fromkeys(convergence_states.PARTS), [2], 95, EXACT, False, True, unasked
-    )
+    dialogues = dict.fromkeys(convergence_states.PARTS, dict.fromkeys(KINDS))
+    look = Watch(None, dialogues, [2], 95, EXACT, True, True, unasked)
     seen = {step: look(step, None) for step in range(96)}
     assert [s for s in seen if "separation" in seen[s]] == [*range(0, 41, 2), 60, 80, 95]
-    assert [s for s in seen if "success" in seen[s]] == [*range(0, 91, 10), 95]
+    assert [s for s in seen if "success" in seen[s]] == [0, 10, 20, 30, 40, 60, 80, 95]
 
 
 def test_separation_of_known_clouds_and_its_controls():
@@ -354,7 +354,7 @@ def test_separation_of_known_clouds_and_its_controls():
 
 def test_separation_is_summarised_by_step(subject, dialogues, monkeypatch):
     monkeypatch.setattr(convergence_states, "STATES_AT", (0, 2))
-    made = (run(subject, "none", seed, 2, dialogues) for seed in (0, 1))
+    made = (run(subject, "none", seed, 2, dialogues, main=True) for seed in (0, 1))
     rows = [{"arm": "none", "seed": seed, **one} for seed, one in enumerate(made)]
     runs = json.loads(json.dumps(rows))  # as they are written
     assert list(runs[0]["separation"]) == ["0", "2"]

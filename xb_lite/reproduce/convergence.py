@@ -1,7 +1,7 @@
 """Does the separate term make the erase term fall sooner, and why? Short trainings in many arms.
 
     python -m xb_lite.reproduce.convergence [--model NAME] [--layers 9 19] [--arms ARM ...]
-        [--seeds 0 1 2 3 4] [--steps 40]
+        [--watched ARM ...] [--seeds 0 1 2 3 4] [--steps 40]
 
 Every arm of ``convergence_arms`` trains the subject on the same items in the same order. After
 every step the three terms are written down, at some steps the gradient of each term, the states of
@@ -77,6 +77,14 @@ def main() -> None:
     parser.add_argument("--model", default=ALIGNED, choices=ALIGNMENTS)
     parser.add_argument("--layers", nargs="+", type=int, default=[9, 19], help="target layers")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM")
+    parser.add_argument(
+        "--watched",
+        nargs="+",
+        default=list(MAIN),
+        choices=ARMS,
+        metavar="ARM",
+        help="whose states are looked at every two steps, which takes most of the time",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--results", default="results", help="folder (default: results)")
@@ -112,7 +120,7 @@ def main() -> None:
                 recipe.target_layers,
                 recipe.steps,
                 precision,
-                arm in MAIN,
+                arm in args.watched,
                 first=not seed,
                 success=success,
             )

@@ -4,7 +4,7 @@
 how far apart two samples of them, how coverable. ``separation``, every two steps and later every
 twenty: margin, k-variance and their ratio of harmful and boundary-safe states, of training and of
 held-out items, with shuffled labels and a random split as controls (06_convergence). ``success``,
-every ten steps: how many attacks of the validation split get through.
+every ten steps and later every twenty: how many attacks of the validation split get through.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SIZES = (1, 2, 4, 8, 16)  # k, for the slope of the k-variance
 STATES_AT = (0, 8, 20, 40)  # 8: shortly before the erase term falls
 LAST_ALONE = 40  # of the controls
 OFTEN_TO, OFTEN, LATER = 40, 2, 20  # steps between two looks at the separation
-SUCCESS_EVERY = 10  # steps between two rounds of attacks
+SUCCESS_OFTEN = 10  # steps between two rounds of attacks, as long as the separation is seen often
 SAID = Decoding(32)  # of the replies to them
 
 Dialogues = Mapping[str, list[Dialogue]]
@@ -97,8 +97,9 @@ class Watch:
     """Looks at a model in training: called with a step and the model, it gives what is written
     down of that step, by name.
 
-    ``layers`` are counted from 0; ``main`` says whether the states are reduced at all of
-    ``STATES_AT``, and ``first`` whether those of the start, which are the same in all runs, are.
+    ``layers`` are counted from 0; ``main`` says whether the separation is looked at, and the states
+    are reduced at all of ``STATES_AT``; ``first`` whether those of the start, which are the same in
+    all runs, are.
     ``success`` counts the attacks that get through, see ``attacks_of``.
     """
 
@@ -113,14 +114,20 @@ class Watch:
 
     def __call__(self, step: int, model: nn.Module) -> dict[str, object]:
         full = step in (STATES_AT if self.main else (LAST_ALONE,)) and (step > 0 or self.first)
-        often = step % (OFTEN if step <= OFTEN_TO else LATER) == 0 or step == self.steps
         found: dict[str, object] = {}
-        if step % SUCCESS_EVERY == 0 or step == self.steps:
+        if self._is_due(step, SUCCESS_OFTEN):
             found["success"] = self.success()
+        often = self.main and self._is_due(step, OFTEN)
         if not (full or often):
             return found
         states = {
-            part: _states(model, self.tokenizer, of, self.layers, self.precision)
+            part: _states(
+                model,
+                self.tokenizer,
+                of if full else {kind: of[kind] for kind in KINDS[:2]},
+                self.layers,
+                self.precision,
+            )
             for part, of in self.dialogues.items()
         }
         if full:
@@ -128,6 +135,10 @@ class Watch:
         if often:
             found["separation"] = separations(states, self.layers)
         return found
+
+    def _is_due(self, step: int, often: int) -> bool:
+        """Whether something is looked at after so many steps: every ``often``, later ``LATER``."""
+        return step % (often if step <= OFTEN_TO else LATER) == 0 or step == self.steps
 
 
 @torch.no_grad()
