@@ -20,11 +20,10 @@ LEVELS = (0.9, 0.7, 0.5)  # of the erase term
 SUCCESS = (0.4, 0.2)  # of attacks
 # Arms without the separate term, and what they would be with it.
 WITH_SEPARATE = {
-    "none": "separate",
-    "none, warm-up": "separate, warm-up",
-    "push": "separate+push",
-    "none, official retain": "separate, official retain",
-    "push, official retain": "separate+push, official retain",
+    "none, warm-up": ["separate, warm-up"],
+    "push": ["separate+push"],
+    "none, official retain": ["separate, official retain"],
+    "push, official retain": ["separate+push, official retain"],
 }
 NO_ATTACK = "none"  # rows of results say of every number under which attack it was taken
 MEASURES: dict[str, Callable[[Mapping], float]] = {
@@ -73,8 +72,11 @@ def summary_rows(runs: Sequence[dict]) -> list[dict]:
     for run in runs:
         # A run that ended before its states are looked at has none.
         by_arm.setdefault(run["arm"], {})[run["seed"]] = {"states": {}, **run}
-    rows = [row for level in LEVELS for row in _arrivals(by_arm, curve_of, "erase", level)]
-    rows += [row for level in SUCCESS for row in _arrivals(by_arm, success_of, "success", level)]
+    beside = {arm: ["separate", *WITH_SEPARATE.get(arm, ())] for arm in by_arm if arm != "separate"}
+    rows = []
+    for name, levels, curves in (("erase", LEVELS, curve_of), ("success", SUCCESS, success_of)):
+        for level in levels:
+            rows += arrivals(by_arm, curves, name, level, beside)
     for arm, of_arm in by_arm.items():
         for name in ("erase", "separate", "retain"):
             for step in (1, 2, 5):
@@ -89,14 +91,22 @@ def summary_rows(runs: Sequence[dict]) -> list[dict]:
     return [*rows, *_state_rows(by_arm), *_separation_rows(by_arm)]
 
 
-def _arrivals(
-    by_arm: Mapping[str, Mapping[int, dict]],
+def arrivals(
+    by_arm: Mapping[str, Mapping[int, Mapping]],
     curves: Callable[[Mapping], Sequence[Mapping[str, float]]],
     name: str,
     level: float,
+    beside: Mapping[str, Sequence[str]],
 ) -> list[dict]:
-    """Which runs get ``name`` down to ``level``, when, and how much sooner with the separate term:
-    each arm beside ``separate``, and beside its own twin of ``WITH_SEPARATE``."""
+    """Rows on which runs get ``name`` down to ``level``, after how many steps, and how many steps
+    another arm saves.
+
+    Args:
+        by_arm: the runs, by arm and seed.
+        curves: of a run; rows with ``step`` and ``name``. Arms with a run that has none are left
+            out.
+        beside: the arms that each is compared with, seed by seed.
+    """
     rows, said = [], f"{name} {level}"
     took = {
         arm: {seed: steps_to(curves(run), level, name) for seed, run in of_arm.items()}
@@ -104,7 +114,7 @@ def _arrivals(
         if all(map(curves, of_arm.values()))
     }
     last = {
-        arm: {seed: n or len(by_arm[arm][seed]["curve"]) for seed, n in of_arm.items()}
+        arm: {seed: n or curves(by_arm[arm][seed])[-1]["step"] for seed, n in of_arm.items()}
         for arm, of_arm in took.items()
     }
     for arm, of_arm in took.items():
@@ -112,9 +122,9 @@ def _arrivals(
         rows.append(rate_row(count, f"reached {said}", arm, NO_ATTACK, None))
         steps = mean_of_runs(list(last[arm].values()))
         rows.append(mean_row(steps, f"steps to {said}", arm, NO_ATTACK))
-        for other in dict.fromkeys(("separate", WITH_SEPARATE.get(arm, "separate"))):
+        for other in beside.get(arm, ()):
             both = sorted(last[arm].keys() & last.get(other, {}).keys())
-            if arm == other or not both:
+            if not both:
                 continue
             less = f"{arm} less {other}"
             gained = mean_of_runs([last[arm][s] - last[other][s] for s in both])

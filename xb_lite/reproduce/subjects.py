@@ -51,13 +51,14 @@ def subject_of(
                 strength=setting.strength,
             )
     elif setting.trained:
-        yield local_subject(setting.model, precision, _trained(setting, seed, edition))
+        yield local_subject(setting.model, precision, trained_adapter(setting, seed, edition))
     else:
         yield prompted(local_subject(setting.model, precision), setting.method)
 
 
-def _trained(setting: Setting, seed: int, edition: int) -> Path:
-    """The folder of the adapter."""
+def trained_adapter(setting: Setting, seed: int, edition: int = 1) -> Path:
+    """The folder of a setting's adapter: in the cache, from which it is taken if it was trained or
+    scaled before. Errors as of ``subject_of``."""
     adapters = cache_folder() / "adapters" / setting.model
     data = {}
     if setting.data:  # in an order of the seed's: the official one is the same for all
