@@ -260,7 +260,7 @@ def test_attacks_that_get_through_are_counted(default_model, monkeypatch):
         lambda _: [lambda asked, _: [next(labels) for _ in asked]],
     )
     found = convergence_states.attacks_of(SimpleNamespace(model=None, tokenizer=None), EXACT, 2)()
-    assert found == {"k": 20, "n": 40}
+    assert found == {"k": 10, "n": 20}
 
 
 def test_steps_to_a_share_of_attacks_beside_the_twin_with_the_term():
@@ -315,14 +315,14 @@ def test_slope_and_constant_of_a_power_law():
 
 
 def test_the_separation_is_looked_at_often_first_and_then_every_twenty_steps(monkeypatch):
-    monkeypatch.setattr(convergence_states, "_states", lambda *_: {})
+    monkeypatch.setattr(convergence_states, "_states", lambda *_: dict.fromkeys(KINDS, []))
     monkeypatch.setattr(convergence_states, "separations", lambda *_: {})
     monkeypatch.setattr(convergence_states, "reduced", lambda *_: {})
-    dialogues = dict.fromkeys(convergence_states.PARTS, dict.fromkeys(KINDS))
+    dialogues = dict.fromkeys(convergence_states.PARTS, dict.fromkeys(KINDS, []))
     look = Watch(None, dialogues, [2], 95, EXACT, True, True, unasked)
     seen = {step: look(step, None) for step in range(96)}
     assert [s for s in seen if "separation" in seen[s]] == [*range(0, 41, 2), 60, 80, 95]
-    assert [s for s in seen if "success" in seen[s]] == [0, 10, 20, 30, 40, 60, 80, 95]
+    assert [s for s in seen if "success" in seen[s]] == [*range(2, 21, 2), 30, 40, 60, 80, 95]
 
 
 def test_separation_of_known_clouds_and_its_controls():

@@ -4,7 +4,7 @@
 how far apart two samples of them, how coverable. ``separation``, every two steps and later every
 twenty: margin, k-variance and their ratio of harmful and boundary-safe states, of training and of
 held-out items, with shuffled labels and a random split as controls (06_convergence). ``success``,
-every ten steps and later every twenty: how many attacks of the validation split get through.
+every two steps at first: how many attacks of the validation split get through.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ SIZES = (1, 2, 4, 8, 16)  # k, for the slope of the k-variance
 STATES_AT = (0, 8, 20, 40)  # 8: shortly before the erase term falls
 LAST_ALONE = 40  # of the controls
 OFTEN_TO, OFTEN, LATER = 40, 2, 20  # steps between two looks at the separation
-SUCCESS_OFTEN = 10  # steps between two rounds of attacks, as long as the separation is seen often
-SAID = Decoding(32)  # of the replies to them
+LOOKED_AT = 24  # of them, for the separation
+# Attacks: most fall silent within the first steps. Later every ``LATER`` steps, too.
+SUCCESS_AT = (*range(2, 21, 2), 30, 40)
+ASKED, SAID = 20, Decoding(32)
 
 Dialogues = Mapping[str, list[Dialogue]]
 
@@ -77,9 +79,9 @@ def dialogues_of(
 
 
 def attacks_of(subject: Subject, precision: Precision, edition: int) -> Callable[[], dict]:
-    """Asks the subject's model, as it is when called, the harmful prompts of the validation split
-    after the prefill: ``k`` of ``n`` are served by the service judge."""
-    items = attacked(load_items("harmful", "validation", edition=edition), "prefill")
+    """Asks the subject's model, as it is when called, harmful prompts of the validation split after
+    the prefill: ``k`` of ``n`` are served by the service judge."""
+    items = attacked(load_items("harmful", "validation", edition=edition)[:ASKED], "prefill")
     backend = LocalBackend(subject.model, subject.tokenizer, precision=precision)
     (judge,) = judges_named(["service"])
 
@@ -115,16 +117,17 @@ class Watch:
     def __call__(self, step: int, model: nn.Module) -> dict[str, object]:
         full = step in (STATES_AT if self.main else (LAST_ALONE,)) and (step > 0 or self.first)
         found: dict[str, object] = {}
-        if self._is_due(step, SUCCESS_OFTEN):
+        later = step > OFTEN_TO and step % LATER == 0 or step == self.steps
+        if step in SUCCESS_AT or later:
             found["success"] = self.success()
-        often = self.main and self._is_due(step, OFTEN)
+        often = self.main and (later or step <= OFTEN_TO and step % OFTEN == 0)
         if not (full or often):
             return found
         states = {
             part: _states(
                 model,
                 self.tokenizer,
-                of if full else {kind: of[kind] for kind in KINDS[:2]},
+                of if full else {kind: of[kind][:LOOKED_AT] for kind in KINDS[:2]},
                 self.layers,
                 self.precision,
             )
@@ -133,12 +136,12 @@ class Watch:
         if full:
             found["states"] = reduced(states["held-out"], self.layers)
         if often:
-            found["separation"] = separations(states, self.layers)
+            some = {
+                part: {kind: of[kind][:LOOKED_AT] for kind in KINDS[:2]}
+                for part, of in states.items()
+            }
+            found["separation"] = separations(some, self.layers)
         return found
-
-    def _is_due(self, step: int, often: int) -> bool:
-        """Whether something is looked at after so many steps: every ``often``, later ``LATER``."""
-        return step % (often if step <= OFTEN_TO else LATER) == 0 or step == self.steps
 
 
 @torch.no_grad()
