@@ -6,8 +6,11 @@
 PYTHON = python3
 PORT = 8000
 ENV = .venv/.ready
-RUN = .venv/bin/python
-MODEL = $(RUN) book/tools/progress.py "preparing the default model" -- $(RUN) -m xb_lite fetch
+# Compiled modules are kept, whatever the machine says: pip compiles none, and a process that has
+# to compile torch, transformers and peft for itself starts 10 s later.
+RUN = PYTHONDONTWRITEBYTECODE= .venv/bin/python
+MODEL = $(RUN) book/tools/progress.py "preparing the default model" -- \
+	.venv/bin/python -m xb_lite fetch
 
 help:
 	@echo "make book        run every notebook on this machine, then render the book"
