@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from xb_lite.results.stats import difference, mean, rate
 
@@ -18,6 +19,20 @@ def test_wilson_interval_is_the_closed_form():
     half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     assert (found.low, found.high) == pytest.approx((middle - half, middle + half))
     assert str(found) == "35% [18%, 57%], 7 of 20"
+
+
+@pytest.mark.parametrize("n", [1, 3, 40, 1319])
+def test_an_interval_is_that_of_scipy_to_the_last_digit(n):
+    for k in {0, 1, n // 3, n - 1, n}:
+        wanted = binomtest(k, n).proportion_ci(0.95, method="wilson")
+        assert (rate(k, n).low, rate(k, n).high) == (wanted.low, wanted.high)
+
+
+def test_a_bootstrap_is_that_of_one_draw_at_a_time():
+    values, draw = np.random.default_rng(1).normal(size=700), np.random.default_rng(0)
+    means = [values[draw.integers(700, size=700)].mean() for _ in range(1000)]
+    found = mean(values, draws=1000)
+    assert (found.low, found.high) == tuple(np.quantile(means, [0.025, 0.975]))
 
 
 def test_a_rate_of_counts_is_that_of_the_items():

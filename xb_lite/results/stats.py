@@ -5,6 +5,7 @@ A number without both says nothing; 03_evaluation shows how an interval shrinks 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,15 +77,16 @@ def rate(outcomes: Sequence[bool] | int, n: int | None = None) -> Rate:
         raise ValueError("a rate of no items: nothing was measured.")
     if not 0 <= outcomes <= n:
         raise ValueError(f"{outcomes} of {n} is no rate.")
-    interval = binomtest(outcomes, n).proportion_ci(0.95, method="wilson")
-    return Rate(outcomes / n, n, float(interval.low), float(interval.high), outcomes)
+    return Rate(outcomes / n, n, *wilson(outcomes, n), outcomes)
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:
     """The interval of ``rate``, of counts alone."""
-    scale, middle = 1 + Z * Z / n, k / n + Z * Z / (2 * n)
-    half = Z * (k / n * (1 - k / n) / n + Z * Z / (4 * n * n)) ** 0.5
-    return (middle - half) / scale, (middle + half) / scale
+    # To the last digit that of scipy's binomtest, which computes a p-value first: 2 ms each time.
+    scale = 2 * (n + Z**2)
+    middle = (2 * n * (k / n) + Z**2) / scale
+    half = Z / scale * math.sqrt(4 * n * (k / n) * (1 - k / n) + Z**2)
+    return (middle - half if k else 0.0), (middle + half if k < n else 1.0)
 
 
 def mean(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> Estimate:
@@ -95,8 +97,11 @@ def mean(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> Estimat
     """
     found = _finite(values)
     draw = np.random.default_rng(seed)
-    means = [found[draw.integers(found.size, size=found.size)].mean() for _ in range(draws)]
-    low, high = np.quantile(means, [0.025, 0.975])
+    means, at_once = [], max(1, 2**16 // found.size)  # many draws at a time, in little memory
+    for done in range(0, draws, at_once):
+        size = (min(at_once, draws - done), found.size)
+        means.append(found[draw.integers(found.size, size=size)].mean(axis=1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return Estimate(float(found.mean()), found.size, float(low), float(high))
 
 
