@@ -3,7 +3,6 @@
 Run as a program, this file is one of two processes that train together.
 """
 
-import gc
 import json
 import math
 import os
@@ -72,13 +71,6 @@ AT_WORK = {"lora_std": 0.1}  # an adapter that has an effect from the first step
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def little_garbage():
-    gc.freeze()  # every run collects garbage, which takes longer than its steps
-    yield
-    gc.unfreeze()
 
 
 def model_of(tokenizer):
