@@ -1,6 +1,7 @@
 """From a command to a result: plans, subjects, tables, published files."""
 
 import copy
+import functools
 import io
 import json
 import re
@@ -13,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import saying, tiny_model, tiny_sets
+from tiny import saying, tiny_model, tiny_recipe, tiny_sets
 
 from xb_lite import __main__
 from xb_lite import files as own_files
@@ -27,8 +28,10 @@ from xb_lite.judges.named import JUDGES, judges, judges_named
 from xb_lite.judges.strings import INTENTION_ANALYSIS, XSTEST
 from xb_lite.models.adapters import AdapterError, read_run
 from xb_lite.models.cached import DEFAULT, SPECS, ModelError
+from xb_lite.models.loading import model_digest
 from xb_lite.models.precision import Precision, choose_precision
 from xb_lite.recipes import as_fields, load_recipe, recipe_names
+from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.subjects import Subject, local_subject
 from xb_lite.replies.types import Decoding, Reply
 from xb_lite.reproduce import displacement as moves
@@ -332,18 +335,29 @@ def test_a_result_without_capability_is_not_one_with_it(tmp_path, monkeypatch):
 GUARD = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
 
 
-@pytest.fixture
-def judge_models(tokenizer, monkeypatch):
-    """Models of judges are tiny, and say ``answers`` by name; gives what was loaded."""
+@pytest.fixture(scope="module")
+def judge_model(tokenizer):
+    """Of a name a tiny model, made once, that says the name's answer."""
     answers = {"guard": "\n\nunsafe", "chat": "evaded"}
+
+    @functools.cache
+    def made(name, chat):
+        own = copy.deepcopy(tokenizer)
+        own.chat_template = {"guard": GUARD}.get(name, own.chat_template if chat else None)
+        sizes = {"hidden_size": 576} if name == DEFAULT else {}
+        return saying(tiny_model(own, **sizes), own, answers.get(name, "Yes")), own
+
+    return made
+
+
+@pytest.fixture
+def judge_models(judge_model, monkeypatch):
+    """Models of judges are tiny; gives what was loaded."""
     models = []
 
     def load(name, precision, *, chat=True):
-        own = copy.deepcopy(tokenizer)
-        own.chat_template = {"guard": GUARD}.get(name, own.chat_template if chat else None)
         models.append(name)
-        sizes = {"hidden_size": 576} if name == DEFAULT else {}
-        return saying(tiny_model(own, **sizes), own, answers.get(name, "Yes")), own
+        return judge_model(name, chat)
 
     monkeypatch.setattr("xb_lite.judges.named.load_model", load)
     return models
@@ -528,10 +542,7 @@ def test_a_subject_behind_a_prompt_is_another_subject():
         prompted(polite, "nonsense")
 
 
-def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(monkeypatch, capsys):
-    monkeypatch.setattr(
-        "xb_lite.training.defense.reference_sets", lambda *_, **__: pytest.fail("it was asked")
-    )
+def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(capsys, unasked, loaded):
     changes = ["model=smollm2-135m", "lora_layers=99"]
     assert __main__.main(["train", "x-boundary-smollm2-135m", "--set", *changes]) == 1
     assert "lora_layers is 99; it must be at most 30" in capsys.readouterr().err
@@ -542,6 +553,13 @@ def unasked(monkeypatch):
     monkeypatch.setattr(
         "xb_lite.training.defense.reference_sets", lambda *_, **__: pytest.fail("it was asked")
     )
+
+
+@pytest.fixture
+def loaded(default_model, monkeypatch):
+    """The default model is there, and is not loaded again."""
+    subject = Subject(DEFAULT, model_digest(), LocalBackend(*default_model), *default_model)
+    monkeypatch.setattr("xb_lite.training.defense.local_subject", lambda *_: subject)
 
 
 def trained_with(capsys, *arguments, recipe="x-boundary-smollm2-135m"):
@@ -567,7 +585,7 @@ def test_a_folder_that_cannot_be_is_said_to_be_before_the_model_is_loaded(
 
 
 def test_a_package_that_is_missing_is_named_before_the_model_is_asked(
-    tmp_path, monkeypatch, capsys, unasked
+    tmp_path, monkeypatch, capsys, unasked, loaded
 ):
     monkeypatch.setitem(sys.modules, "trl", None)
     said = trained_with(capsys, "--into", str(tmp_path), recipe="dpo-smollm2-135m")
@@ -575,13 +593,15 @@ def test_a_package_that_is_missing_is_named_before_the_model_is_asked(
 
 
 def test_processes_that_cannot_share_a_step_are_told_before_the_model_is_asked(
-    tmp_path, monkeypatch, capsys, unasked
+    tmp_path, monkeypatch, capsys, unasked, loaded
 ):
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert "the number of processes (3)" in trained_with(capsys, "--into", str(tmp_path))
 
 
-def test_a_folder_with_another_run_is_left_before_the_model_is_asked(tmp_path, capsys, unasked):
+def test_a_folder_with_another_run_is_left_before_the_model_is_asked(
+    tmp_path, capsys, unasked, loaded
+):
     begun = tmp_path / "checkpoints" / "begun.json"
     begun.parent.mkdir()
     begun.write_text(json.dumps({"seed": 1, "recipe": {}}))
@@ -589,10 +609,11 @@ def test_a_folder_with_another_run_is_left_before_the_model_is_asked(tmp_path, c
     assert "has a run of another recipe, seed, model, precision in it" in said
 
 
-def test_sets_that_are_given_are_trained_on(tmp_path, default_model, unasked):
-    recipe = load_recipe("x-boundary-smollm2-135m", model="smollm2-135m", steps=1)
-    sets = tiny_sets()
-    train_defense(recipe, tmp_path, sets=sets)
+def test_sets_that_are_given_are_trained_on(tmp_path, tokenizer, monkeypatch, unasked):
+    model, sets = tiny_model(tokenizer, num_hidden_layers=4), tiny_sets()
+    subject = Subject("tiny", "digest", LocalBackend(model, tokenizer), model, tokenizer)
+    monkeypatch.setattr("xb_lite.training.defense.local_subject", lambda *_: subject)
+    train_defense(tiny_recipe(steps=1), tmp_path, sets=sets)
     assert read_run(tmp_path)["run"]["sets"] == sets.digest
 
 
