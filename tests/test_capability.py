@@ -121,9 +121,9 @@ def test_a_model_that_is_steered_to_an_option_answers_it(tokenizer):
 
 def test_the_default_model_knows_something_and_always_the_same(default_model):
     questions = load_quiz("validation")
-    found = quiz(*default_model, questions)
-    assert len(found) == 10 and sum(found) > 0
-    assert quiz(*default_model, questions[3:0:-1])[::-1] == found[1:4]
+    found = quiz(*default_model, questions[:5])
+    assert len(questions) == 10 and len(found) == 5 and sum(found) > 0
+    assert quiz(*default_model, questions[2:0:-1])[::-1] == found[1:3]
 
 
 def test_passages_are_likelier_than_their_words_in_another_order(default_model):

@@ -53,9 +53,9 @@ def test_order_and_batch_size_do_not_matter(backend):
 
 def test_turns_are_those_of_a_fresh_prefill(default_model):
     # A real model: what a random one says is often spelled by other tokens when read again.
-    backend = LocalBackend(*default_model)
-    for script, replies in zip(SCRIPTS, backend.play(SCRIPTS, SHORT), strict=True):
-        assert replies == one_at_a_time(backend, script, SHORT)
+    backend, few = LocalBackend(*default_model), Decoding(max_new_tokens=5)
+    for script, replies in zip(SCRIPTS, backend.play(SCRIPTS, few), strict=True):
+        assert replies == one_at_a_time(backend, script, few)
 
 
 def test_scripts_of_different_length_play_side_by_side(backend):
@@ -126,7 +126,7 @@ def test_a_space_behind_the_prefill_stays_whatever_the_decoder(default_model):
 
 @pytest.mark.parametrize("prefill", ["", "Sure, here"])
 def test_a_second_turn_on_the_cache_is_that_of_a_longer_dialogue(default_model, prefill):
-    backend, first = LocalBackend(*default_model), Decoding(max_new_tokens=5)
+    backend, first = LocalBackend(*default_model), Decoding(max_new_tokens=3)
     history = as_dialogue("Hello there.", "Hi.", system="Be brief.")
     dialogues = [as_dialogue(PROMPTS[2]), [*history, *as_dialogue(PROMPTS[1])]]
     said = backend.reply(dialogues, first)
