@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import openai
@@ -455,9 +456,10 @@ def test_a_real_server_without_prefill_says_so(real):
 def test_the_proxy_before_a_real_server_says_what_the_defense_says_here(real, default_model):
     upstream = RemoteModel(real.base_url, real.model, "none")
     dialogue, most = as_dialogue("Name a river, please."), 8
-    here = Defended(LocalBackend(*default_model), DEFENSES["ia"])
+    ia = partial(DEFENSES["ia"], first=Decoding(max_new_tokens=12))
+    here = Defended(LocalBackend(*default_model), ia)
     (said,) = here.reply([dialogue], Decoding(max_new_tokens=most))
-    with in_background(application(upstream, DEFENSES["ia"])) as url:
+    with in_background(application(upstream, ia)) as url:
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120)
         ask = {"model": "any", "messages": dialogue, "max_tokens": most}
         whole = client.chat.completions.create(**ask)
