@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -118,20 +119,11 @@ def watch_layers(
     The states still carry their gradient. With ``stop`` the pass ends after the highest of
     ``layers``: nothing above it is computed, and what follows it in the ``with`` block is skipped.
     """
-    modules = decoder_layers(model)
-    top = max(layers)
-
-    def hook(layer: int) -> Callable:
-        def on_output(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
-            # Some families and versions return a tuple, others the tensor, of which [0] would
-            # silently be the first item of the batch.
-            see(layer, output[0] if isinstance(output, tuple) else output)
-            if stop and layer == top:
-                raise _Enough
-
-        return on_output
-
-    handles = [modules[layer].register_forward_hook(hook(layer)) for layer in set(layers)]
+    modules, last = decoder_layers(model), max(layers) if stop else None
+    handles = [
+        modules[layer].register_forward_hook(partial(_show, see, layer, layer == last))
+        for layer in set(layers)
+    ]
     try:
         yield
     except _Enough:
@@ -139,6 +131,22 @@ def watch_layers(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _show(
+    see: Callable[[int, Tensor], None],
+    layer: int,
+    last: bool,
+    _module: nn.Module,
+    _inputs: tuple,
+    output: Tensor | tuple,
+) -> None:
+    """What a layer's hook does."""
+    # Some families and versions return a tuple, others the tensor, of which [0] would silently be
+    # the first item of the batch.
+    see(layer, output[0] if isinstance(output, tuple) else output)
+    if last:
+        raise _Enough
 
 
 @contextmanager
