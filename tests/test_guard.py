@@ -181,7 +181,7 @@ def test_points_without_end_are_junk_and_a_wide_rule_is_none(gibberish):
 
 
 def test_fault_junk_after_a_long_readable_opening_is_not_diluted(gibberish):
-    honest = " ".join(f"On day {day} the museum shows picture {day + 3}." for day in range(40))
+    honest = " ".join(f"On day {day} the museum shows picture {day + 3}." for day in range(26))
     assert gibberish.judge.reasons([f"{honest} {salad(40)}"]) == [None]  # read as a whole it passes
     assert Guard([gibberish]).over("", f"{honest} {salad(40)}")[1] == "gibberish"
 
