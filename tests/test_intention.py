@@ -376,11 +376,17 @@ def tiny(tokenizer):
     return LocalBackend(tiny_model(tokenizer, hidden_size=64, num_hidden_layers=3), tokenizer)
 
 
+@pytest.fixture(scope="module")
+def intentions(default_model):
+    """Of six tokens, by a call of their own."""
+    asked = [first_stage(dialogue) for dialogue in DIALOGUES]
+    return LocalBackend(*default_model).reply(asked, Decoding(max_new_tokens=6))
+
+
 @pytest.mark.parametrize("prefill", ["", PREFILL])
-def test_the_kept_cache_says_what_two_calls_say(default_model, prefill):
+def test_the_kept_cache_says_what_two_calls_say(default_model, intentions, prefill):
     # A real model: what a random one says is often spelled by other tokens when read again.
     backend, first = LocalBackend(*default_model), Decoding(max_new_tokens=6)
-    intentions = backend.reply([first_stage(dialogue) for dialogue in DIALOGUES], first)
     longer = [second_stage(d, i.text) for d, i in zip(DIALOGUES, intentions, strict=True)]
     answers = backend.reply(longer, SHORT, prefill)
     by_hand = [list(stages) for stages in zip(intentions, answers, strict=True)]
