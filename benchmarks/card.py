@@ -113,7 +113,6 @@ def trained(recipe: Recipe, model, tokenizer, precision, folder: Path) -> tuple[
 
 def compared(recipe: Recipe, model, tokenizer, precision, repeats: int) -> list[dict]:
     """Rows of the ratio of the plain loop's time to ours, step by step."""
-    official = load_recipe("x-boundary-llama-3-8b")
     sizes = {name: getattr(recipe, name) for name in ("model", "target_layers", "lora_layers")}
     own = load_recipe(
         "x-boundary-llama-3-8b",
@@ -128,7 +127,6 @@ def compared(recipe: Recipe, model, tokenizer, precision, repeats: int) -> list[
         prefilled_share=0.0,
         reference="cache",
         gradient_checkpointing=False,
-        source=official.source,
     )
     pairs = draw_pairs(own, long_sets(tokenizer), tokenizer, seed=0)
     ratios = []

@@ -150,7 +150,7 @@ def test_each_recipe_trains_a_model_of_its_kind(tmp_path, tokenizer, name):
     sizes = {"rank": whole.rank, "pairs": whole.pairs, "pairs_at_once": whole.pairs_at_once}
     recipe = tiny_recipe(name, steps=2, lora_layers=2 + above, max_tokens=whole.max_tokens, **sizes)
     changed = {f for f, value in as_fields(whole).items() if as_fields(recipe)[f] != value}
-    assert changed <= {"target_layers", "lora_layers", "steps"}
+    assert changed <= {"target_layers", "lora_layers", "steps", "source"}
     model = tiny_model(tokenizer, kind, num_hidden_layers=5)
     curve = train(recipe, model, tokenizer, tiny_sets(), tmp_path, EXACT).curve
     assert [row["step"] for row in curve] == [1, 2]
@@ -173,6 +173,21 @@ def test_a_recipe_of_ones_own_is_a_file(tmp_path):
     path = as_file(tmp_path, mine)
     assert load_recipe(path) == load_recipe(str(path)) == load_recipe(CPU, steps=7, source="me")
     assert load_recipe(path, steps=8).steps == 8
+
+
+def test_a_changed_recipe_does_not_carry_the_claim_of_the_published_one(tmp_path):
+    name = "x-boundary-llama-3-8b"
+    published = load_recipe(name)
+    assert load_recipe(name, steps=180, target_layers=(9, 19), label_noise=0.0) == published
+    changed = load_recipe(name, model="./mine", steps=60)
+    said = f"model, steps changed from {name}: "
+    assert changed.source == said + published.source and changes_of(changed) == {}
+    assert load_recipe(name, steps=60, source="me").source == "me"
+    # Saved and read again it is what it was, and changed again it says so once more.
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(as_fields(changed)))
+    assert load_recipe(own) == changed
+    assert load_recipe(own, rank=8).source == f"rank changed from own: {changed.source}"
 
 
 def test_recipes_are_found_by_name():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -61,11 +61,8 @@ def changes_of(recipe: Budget) -> dict[str, object]:
     if name not in recipe_names():
         return {}
     own, found = _whole(load_recipe(name)), _whole(recipe)
-    return {
-        field: found[field]
-        for field in sorted(found, key=_place)
-        if found[field] != own.get(field) and field != "source"
-    }
+    changed = sorted(_changed(own, found), key=_place)
+    return {field: found[field] for field in changed if field != "source"}
 
 
 def run_name(
@@ -103,8 +100,15 @@ def _place(field: str) -> tuple[int, str]:
 def load_recipe(name: str | os.PathLike[str], /, **changes: object) -> Recipe | Baseline:
     """A recipe by name, or from a JSON file of your own, with ``changes`` to its fields.
 
+    A changed recipe is not the one that its ``source`` speaks of. So ``source`` then begins with
+    the fields that were changed and the name of the recipe, unless it is among the changes itself.
+
     Raises:
         RecipeError: there is no such recipe, or a field is missing, unknown or cannot be.
+
+    Example:
+        >>> load_recipe("x-boundary-smollm2-135m", steps=7).source
+        'steps changed from x-boundary-smollm2-135m: this book'
     """
     path = Path(name) if str(name).endswith(".json") else files(__name__) / f"{name}.json"
     try:
@@ -116,7 +120,8 @@ def load_recipe(name: str | os.PathLike[str], /, **changes: object) -> Recipe | 
         ) from None
     except ValueError as error:
         raise RecipeError(f"recipe {name} is no JSON: {error}.") from None
-    values = {**values, **changes} if isinstance(values, dict) else {}
+    own = values if isinstance(values, dict) else {}
+    values = {**own, **changes} if own else {}
     kind = METHODS.get(str(values.get("method")))
     if kind is None:
         raise RecipeError(
@@ -132,7 +137,17 @@ def load_recipe(name: str | os.PathLike[str], /, **changes: object) -> Recipe | 
             for field in sorted(wrong)
         )
         raise RecipeError(f"recipe {name} has wrong fields: {listed}.")
-    return kind(**values)
+    recipe = kind(**values)
+    changed = _changed({**usual_values(kind), **own}, _whole(recipe))
+    if not changed or "source" in changes:
+        return recipe
+    what = f"{', '.join(changed)} changed from {path.name.removesuffix('.json')}"
+    return replace(recipe, source=f"{what}: {recipe.source}")
+
+
+def _changed(own: Mapping[str, object], found: Mapping[str, object]) -> list[str]:
+    """The fields that differ, in their order."""
+    return [field for field in found if field not in own or found[field] != own[field]]
 
 
 def recipe_for(
