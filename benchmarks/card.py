@@ -11,7 +11,7 @@ Prepared for a card with 80 GB; run it whenever one is at hand. It prints and wr
 ``--random`` takes a model of the same sizes with random weights, for a machine that cannot fetch
 one: times and memory are the same, and what is evaluated is the path alone.
 
-Results: ``<results>/card-<recipe>.json``.
+Results: ``<results>/card-<recipe>.json``, in results/a100/card if no folder is named.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10, help="of the step benchmark")
     parser.add_argument("--limit", type=int, default=40, help="items of each set")
     parser.add_argument("--random", action="store_true")
-    parser.add_argument("--results", default="results/card", help="folder")
+    parser.add_argument("--results", default="results/a100/card", help="folder")
     args = parser.parse_args()
     started = datetime.now(UTC)
     recipe = load_recipe(

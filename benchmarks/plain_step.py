@@ -58,6 +58,7 @@ class PlainStep:
             attention_mask=self.mask,
             output_hidden_states=True,
             use_cache=False,
+            logits_to_keep=1,  # none is read; of a large vocabulary they would take long
         )
         return torch.stack(found.hidden_states)
 

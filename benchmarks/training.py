@@ -7,7 +7,8 @@ restated in official_step.py, pads request and response to 512 tokens each and w
 1,024, makes four passes, recomputes activations (gradient checkpointing, as its scripts say;
 ``--no-recompute`` does without) and stacks all hidden states. ``xb_lite`` makes one pass without
 padding and logits, and keeps the reference states of items that come again
-(``--reference adapter-off`` does without).
+(``--reference adapter-off`` does without). It recomputes nothing unless ``--own-recompute`` says
+so, as the published recipes do.
 
 ``--rival plain`` takes plain_step.py instead: a well-written loop of transformers and peft, with
 dynamic padding, one pass and the reference states kept.
@@ -22,7 +23,7 @@ operations a weight and token forward, as many backward (weights that are not tr
 gradient), and as many again for a reference pass; adapter, attention and loss are not counted as
 useful. Each turn of a way is two steps, memory of the first and time of the second (``measure``).
 
-Results: ``<results>/<items>[-no-recompute][-plain].json``, means over the repeats.
+Results: ``<results>/<items>[-no-recompute][-own-recompute][-plain].json``, means over the repeats.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of each way, alternating")
     parser.add_argument("--reference", choices=("cache", "adapter-off"), default="cache")
     parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--own-recompute", action="store_true")
     parser.add_argument("--results", default="results/training", help="folder")
     args = parser.parse_args()
 
@@ -89,7 +91,7 @@ def main() -> None:
         boundary_share=0.25,
         refusal_share=0.25,
         reference=args.reference,
-        gradient_checkpointing=False,
+        gradient_checkpointing=args.own_recompute,
         **({} if args.items == "own" else {"prefilled_share": 0.0}),  # long ones have no such sets
     )
     exact = choose_precision(exact=True)
@@ -146,6 +148,7 @@ def main() -> None:
     shown = ", ".join(f"{peak / 1e9:.0f}" for peak in peaks)
     print(f"the matrix-product peak is {shown} GFLOP/s")
     name = args.items if args.recompute else f"{args.items}-no-recompute"
+    name += "-own-recompute" if args.own_recompute else ""
     name += "-plain" if args.rival == "plain" else ""
     result = {
         "model": {"name": subject.name, "digest": subject.digest},
@@ -232,8 +235,10 @@ def own_way(
     reference = Reference(recipe, pairs, pad_id)
 
     def step() -> torch.Tensor:
+        if recipe.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
-        batch = collate(pairs, pad_id)
+        batch = {name: value.to(model.device) for name, value in collate(pairs, pad_id).items()}
         with by_row(model.get_base_model()), no_casts_twice(model, precision):
             with precision.autocast():
                 before = reference.of(model, model, batch)
@@ -242,6 +247,7 @@ def own_way(
             weights = losses.coefficients(STEP, recipe.schedule, recipe.alpha)
             loss = losses.total(weights, terms, recipe.retain_weight, recipe.separate_weight)
             loss.backward()
+        model.gradient_checkpointing_disable()
         return loss
 
     return step

@@ -1,5 +1,6 @@
-"""The fair rival of the benchmark computes the official step."""
+"""The fair rival of the benchmark computes the official step, and is timed against ours."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_model
+
+from xb_lite.results.contract import read_result
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -54,3 +57,23 @@ def test_its_loss_and_gradient_are_the_official_ones(tokenizer):
         (wanted, slope), (value, own) = found["official", step], found["plain", step]
         assert torch.allclose(value, wanted, rtol=1e-5)
         assert (own - slope).norm() <= 1e-4 * slope.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["", "-own-recompute"])
+def test_the_benchmark_times_it_against_our_step(tokenizer, tmp_path, monkeypatch, capsys, more):
+    import training
+
+    folder = tmp_path / "Tiny"  # with the layers that the official recipe trains, and one more
+    tiny_model(tokenizer, num_hidden_layers=22).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    words = f"--items long --rival plain --pairs 2 --repeats 2 --model {folder}"
+    words += f" --results {tmp_path} " + more.replace("-own", "--own")
+    monkeypatch.setattr(sys, "argv", ["training.py", *words.split()])
+    training.main()
+    said = capsys.readouterr().out
+    theirs, ours = (float(loss) for loss in re.findall(r"loss ([\d.]+)", said))
+    assert ours == pytest.approx(theirs, rel=0.02)  # where products are in bf16
+    rows = read_result(tmp_path / f"long{more}-plain.json")["rows"]
+    assert {row["metric"] for row in rows} >= {"time-ratio", "peak-ratio", "own-memory-ratio"}
+    assert all(row["n"] == 2 and row["mean"] > 0 for row in rows)

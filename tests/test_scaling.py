@@ -247,6 +247,75 @@ def test_under_fp16_the_adapter_and_the_states_of_the_loss_stay_in_fp32(tokenize
     assert arguments(recipe, Path("nowhere"), fp16, 0).fp16  # with loss scaling, by the Trainer
 
 
+def test_loss_scaling_keeps_gradients_that_fp16_would_lose(tokenizer):
+    """As on a T4: without it most gradients of the recipe's long items would be zero."""
+    import torch
+    from tiny import tiny_model, tiny_recipe, tiny_sets
+
+    from xb_lite import losses
+    from xb_lite.losses.batch import collate
+    from xb_lite.losses.step import Reference, forward, step_terms, token_counts
+    from xb_lite.models.packing import by_row
+    from xb_lite.training.draw import draw_pairs
+    from xb_lite.training.lora import adapted
+
+    recipe = tiny_recipe(steps=1, lora_std=0.1)
+    model = tiny_model(tokenizer, num_hidden_layers=4)
+    pairs = draw_pairs(recipe, tiny_sets(), tokenizer, 0)
+    batch = collate(pairs, tokenizer.pad_token_id)
+    many = 1e-4  # as of ten thousand times as many tokens, of which the loss is the mean
+
+    def gradient(scaler, products):
+        with adapted(model, recipe, 0) as learning, by_row(model):
+            with torch.autocast("cpu", dtype=torch.float16, enabled=products):
+                before = Reference(recipe, pairs, 0).of(learning, learning, batch)
+                states = forward(learning, learning, batch, recipe)
+            terms = step_terms(recipe, batch, states, before, token_counts(recipe, batch))
+            weights = losses.coefficients(90, 150, 10.0)
+            loss = losses.total(weights, terms, recipe.retain_weight, recipe.separate_weight)
+            learned = [p for p in learning.parameters() if p.requires_grad]
+            optimizer = torch.optim.SGD(learned)
+            scaler.scale(many * loss).backward()
+            scaler.unscale_(optimizer)
+            return torch.cat([p.grad.flatten() for p in learned])
+
+    off, on = (torch.amp.GradScaler("cpu", enabled=enabled) for enabled in (False, True))
+    exact = gradient(off, products=False)
+    model.half()
+    scaled, plain = gradient(on, products=True), gradient(off, products=True)
+    assert (scaled - exact).norm() < 0.05 * exact.norm()
+    assert (plain - exact).norm() > 2 * (scaled - exact).norm()
+    assert (plain == 0).sum() > (scaled == 0).sum()
+
+
+def test_a_step_that_overflows_under_loss_scaling_is_left_to_the_scaler():
+    import math
+    import warnings
+    from types import SimpleNamespace
+
+    import torch
+
+    from xb_lite.training.trainers import IN_A_ROW, _KeepGood
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight])
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    terms = torch.zeros(1)
+    alone = SimpleNamespace(reduce=lambda value, _: value)
+    keep = _KeepGood(SimpleNamespace(terms=terms, accelerator=alone, term_names=("loss",)))
+    model = SimpleNamespace(named_parameters=lambda: [("weight", weight)])
+    args, state = SimpleNamespace(device="cpu", fp16=True), SimpleNamespace(global_step=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2 * IN_A_ROW):
+            scaler.scale(math.inf * weight.sum()).backward()
+            keep.on_pre_optimizer_step(args, state, None, model=model)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    assert weight.tolist() == [1, 1] and scaler.get_scale() == 1024 / 2 ** (2 * IN_A_ROW)
+
+
 MEASURED = sorted((ROOT / "results" / "estimate").glob("*-*.json"))
 
 
