@@ -108,7 +108,7 @@ def test_published_numbers():
         "x-boundary-qwen2.5-7b": (100, 600, 4000),
         "x-boundary-r1-distill-llama-8b": (400, 300, 4000),
     }
-    assert sorted(by_model) == OFFICIAL
+    assert sorted(by_model) == [name for name in OFFICIAL if name.startswith("x-boundary")]
     for name, (boundary, schedule, refusals) in by_model.items():
         recipe = load_recipe(name)
         assert {field: getattr(recipe, field) for field in common} == common
@@ -130,6 +130,19 @@ def test_circuit_breakers_differ_from_x_boundary_in_what_they_are():
     )
     wrong = {field for field in mine if mine[field] != breakers[field]}
     assert wrong == {"method", "separate", "lora_std", "source"}
+
+
+@pytest.mark.parametrize("size", ["llama-3-8b", "qwen2.5-7b", "mistral-7b"])
+def test_beside_each_published_recipe_stand_its_circuit_breakers(size):
+    mine, breakers = (
+        as_fields(load_recipe(f"{m}-{size}")) for m in ("x-boundary", "circuit-breakers")
+    )
+    wrong = {field for field in mine if mine[field] != breakers[field]}
+    data = {"boundary_share", "refusal_share"}
+    assert wrong | data == {"method", "separate", "lora_std", "source"} | data
+    refusals = 0 if size == "mistral-7b" else 4000
+    assert breakers["boundary_share"] == 0
+    assert breakers["refusal_share"] == pytest.approx(refusals / 14001, abs=1e-4)
 
 
 def test_a_share_is_prefilled_wherever_harmful_responses_are():
