@@ -29,11 +29,13 @@ R1 = (
     "{% elif m.role == 'assistant' %}<|Assistant|>{{ m.content }}<|end|>{% else %}{{ m.content }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}"
 )
-KINDS = {  # the architecture, the folder's name, by which tags are taken, the template, the options
-    "llama-3-8b": ("llama", "Tiny-Llama-3", LLAMA, []),
-    "qwen2.5-7b": ("qwen2", "Tiny-Qwen2.5", None, []),
-    "mistral-7b": ("mistral", "Tiny-Mistral", MISTRAL, []),
-    "r1-distill-llama-8b": ("llama", "Tiny-R1-Distill-Llama", R1, ["tags=template"]),
+# By recipe: architecture, the folder's name, by which tags are taken, the template, the options.
+KINDS = {
+    "x-boundary-llama-3-8b": ("llama", "Tiny-Llama-3", LLAMA, []),
+    "x-boundary-qwen2.5-7b": ("qwen2", "Tiny-Qwen2.5", None, []),
+    "x-boundary-mistral-7b": ("mistral", "Tiny-Mistral", MISTRAL, []),
+    "circuit-breakers-mistral-7b": ("mistral", "Tiny-Mistral", MISTRAL, []),
+    "x-boundary-r1-distill-llama-8b": ("llama", "Tiny-R1-Distill-Llama", R1, ["tags=template"]),
 }
 
 
@@ -56,7 +58,7 @@ def test_from_data_to_table(tmp_path, tokenizer, monkeypatch, name, capsys):
         "max_tokens": 64,
     }
     own = tmp_path / "own.json"
-    recipe = load_recipe(f"x-boundary-{name}", **sizes)
+    recipe = load_recipe(name, **sizes)
     own.write_text(json.dumps(as_fields(recipe)))
     monkeypatch.setenv("XB_LITE_CACHE", str(own_cache(tmp_path / "cache")))
     # Of a random model it says nothing, and it takes longer than all the rest.
@@ -86,7 +88,7 @@ def test_from_data_to_table(tmp_path, tokenizer, monkeypatch, name, capsys):
     assert __main__.main([*evaluate, "--adapter", str(adapter)]) == 0
     (place,) = {path.parent for path in Path(tmp_path / "results").rglob("*.json")}
     table = frame(place)
-    assert set(table["method"]) == {"none", "x-boundary"}
+    assert set(table["method"]) == {"none", recipe.method}
     assert {"asr", "orr"} <= set(table["metric"])
     # Nothing is done twice.
     assert __main__.main(["train", str(own), *data, "--into", str(adapter)]) == 0
