@@ -35,7 +35,7 @@ def test_training_evaluation_and_step_benchmark(tokenizer, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["card.py", *words.split()])
     card.main()
     said = capsys.readouterr().out
-    assert "evaluated: x-boundary" in said and "the plain loop takes" in said
+    assert "evaluated: adapter.json" in said and "the plain loop takes" in said
     rows = read_result(tmp_path / "results" / "card-own.json")["rows"]
     found = {row["metric"]: row for row in rows}
     assert found.keys() == {"seconds-a-step", "memory-gb", "time-ratio"}

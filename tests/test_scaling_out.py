@@ -49,7 +49,7 @@ def test_accelerate_knows_every_field_of_a_config(path):
     ("told", "way"),
     [
         ({}, None),
-        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO-3"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, None),
     ],
@@ -74,6 +74,16 @@ def test_what_cannot_be_with_shared_weights_is_refused_before_it_starts(
                 check_place(recipe, place, resume=True)
     assert not place.exists()
     check_place(tiny_recipe(reference="adapter-off"), tmp_path / "fine", resume=True)
+
+
+def test_fsdp_of_version_1_is_refused_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for version in (None, "1"):
+        if version:
+            monkeypatch.setenv("FSDP_VERSION", version)
+        with pytest.raises(TrainingError, match="FSDP of version 1 .* Set fsdp_version: 2"):
+            check_place(tiny_recipe(reference="adapter-off"), tmp_path / "it", resume=True)
+    assert not (tmp_path / "it").exists()
 
 
 def tiny_baseline():

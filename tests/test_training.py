@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_recipe, tiny_sets
@@ -38,6 +39,7 @@ from xb_lite.models.loading import load_model
 from xb_lite.models.packing import NAME
 from xb_lite.models.precision import Precision
 from xb_lite.recipes import RecipeError
+from xb_lite.scaling.launch import folder as configs
 from xb_lite.training import lora as runs
 from xb_lite.training import run as training
 from xb_lite.training.draw import draw_pairs
@@ -864,10 +866,21 @@ def together(folder, recipe):
     run(tokenizer, folder, resume=changes.pop("resume"), **changes)
 
 
+def as_told(config):
+    """The environment in which ``accelerate launch`` starts processes by the FSDP config."""
+    fields = yaml.safe_load((configs() / config).read_text())["fsdp_config"]
+    return {"ACCELERATE_USE_FSDP": "true", **{k.upper(): str(v) for k, v in fields.items()}}
+
+
 @pytest.mark.parametrize(
-    "reference", ["cache", pytest.param("adapter-off", marks=pytest.mark.slow)]
+    ("reference", "config"),
+    [
+        ("cache", None),
+        pytest.param("adapter-off", None, marks=pytest.mark.slow),
+        pytest.param("adapter-off", "fsdp.yaml", marks=pytest.mark.slow),
+    ],
 )
-def test_two_processes_are_one_in_the_end(tmp_path, tokenizer, reference):
+def test_two_processes_are_one_in_the_end(tmp_path, tokenizer, reference, config):
     # So many that in some only one of the processes meets items that it has no states of.
     changes = {**AT_WORK, "steps": 12, "reference": reference}
     alone = run(tokenizer, tmp_path / "alone", pairs_at_once=4, **changes)
@@ -881,7 +894,11 @@ def test_two_processes_are_one_in_the_end(tmp_path, tokenizer, reference):
     tests = Path(__file__).parent
     done = subprocess.run(
         [*launch, json.dumps(both)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
+            **(as_told(config) if config else {}),
+        },
         capture_output=True,
         text=True,
         timeout=240,

@@ -80,6 +80,12 @@ def check_shared_weights(recipe: Budget) -> None:
             f"{recipe.method} cannot be trained with {way}: its losses switch the adapter off in "
             "the bare model. Take DDP or ZeRO-2 (xb_lite/scaling/launch/ddp.yaml, zero2.yaml)."
         )
+    if way == "FSDP" and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise TrainingError(
+            "FSDP of version 1 cannot train this: its backward pass begins at the model's output, "
+            "of which the loss of hidden states reads nothing. Set fsdp_version: 2, as in "
+            "xb_lite/scaling/launch/fsdp.yaml."
+        )
     if recipe.reference == "cache":
         raise TrainingError(
             f'reference is "cache", which cannot be with {way}: a process that meets a new item '

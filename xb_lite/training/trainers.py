@@ -13,8 +13,15 @@ import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from xb_lite.losses.batch import Pair, collate
 from xb_lite.models.precision import Precision
@@ -119,9 +126,9 @@ class _KeepGood(TrainerCallback):
         trainer.terms = trainer.accelerator.reduce(terms, "sum").cpu()
         learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if all(map(math.isfinite, trainer.terms.tolist())):
-            if _can_be_saved(learned):
+            if self._everywhere(_can_be_saved(learned), args.device):
                 self.good = {name: value.detach().clone() for name, value in learned.items()}
-            self._check_gradient(learned, state.global_step + 1, args.fp16)
+            self._check_gradient(learned, state.global_step + 1, args)
             return
         for name, value in self.good.items():
             learned[name].data.copy_(value)
@@ -134,16 +141,26 @@ class _KeepGood(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **_) -> None:
         learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
         # Of the last update no loss tells.
-        if state.global_step < state.max_steps or _can_be_saved(learned):
+        if state.global_step < state.max_steps:
+            return
+        if self._everywhere(_can_be_saved(learned), args.device):
             return
         for name, value in self.good.items():
             learned[name].data.copy_(value)
         raise NotFinite(f"the weights after step {state.global_step} are not finite in fp16")
 
-    def _check_gradient(self, learned: dict[str, Tensor], step: int, scaled: bool) -> None:
+    def _everywhere(self, holds: bool, device: torch.device) -> bool:
+        """Whether it holds in all processes, of which each may have a part of the weights."""
+        fails = torch.tensor(float(not holds), device=device)
+        return self.trainer.accelerator.reduce(fails, "sum").item() == 0
+
+    def _check_gradient(
+        self, learned: dict[str, Tensor], step: int, args: TrainingArguments
+    ) -> None:
+        gradients = [value.grad for value in learned.values() if value.grad is not None]
         # Under fp16 the scaler leaves such steps out itself, and makes its scale smaller.
-        finite = scaled or all(
-            value.grad.isfinite().all() for value in learned.values() if value.grad is not None
+        finite = args.fp16 or self._everywhere(
+            all(_local(value).isfinite().all() for value in gradients), args.device
         )
         self.left_out = 0 if finite else self.left_out + 1
         if self.left_out == IN_A_ROW:
@@ -158,5 +175,10 @@ class _KeepGood(TrainerCallback):
 
 
 def _can_be_saved(weights: dict[str, Tensor]) -> bool:
-    """In fp16, as adapters are."""
-    return all(value.detach().half().isfinite().all() for value in weights.values())
+    """In fp16, as adapters are; of shared weights this process's part."""
+    return all(_local(value.detach()).half().isfinite().all() for value in weights.values())
+
+
+def _local(value: Tensor) -> Tensor:
+    """What of it this process has, where FSDP shares it."""
+    return value.to_local() if isinstance(value, DTensor) else value
