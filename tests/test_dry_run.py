@@ -13,7 +13,7 @@ from xb_lite.evaluation import runs
 from xb_lite.recipes import as_fields, load_recipe
 from xb_lite.results.frames import frame
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "made_up_sets")]
 
 LLAMA = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"

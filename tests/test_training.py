@@ -20,9 +20,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from accelerate import DistributedType
+from accelerate.state import AcceleratorState
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_recipe, tiny_sets
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -863,7 +866,26 @@ def together(folder, recipe):
     torch.set_num_threads(1)
     changes = json.loads(recipe)
     assert os.environ["WORLD_SIZE"] == "2"
-    run(tokenizer, folder, resume=changes.pop("resume"), **changes)
+    model, fsdp = model_of(tokenizer), "ACCELERATE_USE_FSDP" in os.environ
+    if fsdp:
+        share_on_cpu()
+
+    def in_parts(_row):
+        assert fsdp == any(isinstance(value, DTensor) for value in model.parameters())
+
+    run(tokenizer, folder, model, on_step=in_parts, resume=changes.pop("resume"), **changes)
+
+
+def share_on_cpu():
+    """accelerate shares weights on GPUs alone: it is told that these processes have some."""
+    begin = AcceleratorState.__init__
+
+    def told(self, *args, fsdp_plugin=None, **options):
+        begin(self, *args, fsdp_plugin=fsdp_plugin, **options)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+    AcceleratorState.__init__ = told
 
 
 def as_told(config):

@@ -36,12 +36,17 @@ def ask(
     """
     for item in items:
         check_item(item)
-    run = {"subject": subject, "decoding": decoding.settings()}
+    run = run_of(subject, decoding)
     with Log(reply_store(run), run, wait=True) as said:
         for item in items:
             check_row(said, item, is_reply)
         ask_into(backend, items, decoding, said)
         return [[Reply(**reply) for reply in said.rows[item.id]["replies"]] for item in items]
+
+
+def run_of(subject: dict[str, str], decoding: Decoding) -> dict[str, object]:
+    """What decides a reply beside its item: the cache keeps replies by it."""
+    return {"subject": subject, "decoding": decoding.settings()}
 
 
 def reply_store(run: dict[str, object]) -> Path:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from accelerate import PartialState
 
 from xb_lite.data.items import Item
 from xb_lite.files import digest
-from xb_lite.replies.cache import ask_into, batches, reply_store
+from xb_lite.replies.cache import ask_into, batches, reply_store, run_of
 from xb_lite.replies.types import Backend, Decoding
 from xb_lite.results.logs import Log
 
@@ -44,7 +43,7 @@ def ask_shared(
     if processes() == 1:
         return True
     state = PartialState()
-    run = {"subject": subject, "decoding": asdict(decoding)}
+    run = run_of(subject, decoding)
     store = reply_store(run)
     asked = digest([item.id for item in items])[:8]
     parts = [store.with_name(f"{store.stem}.{asked}.{n}.jsonl") for n in range(processes())]
