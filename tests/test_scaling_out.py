@@ -7,11 +7,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from tiny import own_cache, tiny_model, tiny_recipe
 
+from xb_lite.data.items import plan
+from xb_lite.replies import shares
+from xb_lite.replies.cache import ask
+from xb_lite.replies.types import Decoding, Reply
 from xb_lite.scaling.launch import folder
 from xb_lite.training.checks import check_place, sharing
 from xb_lite.training.lora import TrainingError
@@ -129,6 +134,33 @@ def without_times(path):
     """The lines of a log but for how long each took."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in ("seconds", "judging")} for row in rows]
+
+
+def test_replies_of_all_processes_are_where_the_evaluation_looks(tmp_path, monkeypatch):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path))
+    monkeypatch.setattr(shares, "processes", lambda: 2)
+    asked = []
+
+    class Backend:
+        def reply(self, dialogues, decoding, prefill=""):
+            asked.extend(dialogues)
+            return [Reply("So.", 3, 2, True) for _ in dialogues]
+
+        def play(self, scripts, decoding):
+            return [self.reply(script, decoding) for script in scripts]
+
+    items, subject = plan(["harmful", "benign", "multi-turn"], limit=4), {"model": "a"}
+    how = (Backend(), items, Decoding(3))
+    for rank in (1, 0):
+        state = SimpleNamespace(process_index=rank, wait_for_everyone=lambda: None)
+        monkeypatch.setattr(shares, "PartialState", lambda state=state: state)
+        assert shares.ask_shared(*how, subject=subject) == (rank == 0)
+        assert asked
+    by_both = list(asked)
+    replies = ask(*how, subject=subject)
+    assert len(replies) == len(items) and asked == by_both
+    (store,) = (tmp_path / "replies").glob("*.jsonl")
+    assert len(store.read_text().splitlines()) == 1 + len(items)
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from xb_lite.replies.cache import (
     is_seconds,
     is_text,
     reply_store,
+    run_of,
 )
 from xb_lite.replies.types import Backend, Decoding, answer_of
 from xb_lite.results.logs import Log, LogError, read_rows
@@ -93,7 +94,7 @@ def evaluate(
             ``alone``; before anything is generated, unless the disk fills up.
     """
     _check(items, judges)
-    run = {"subject": subject, "decoding": decoding.settings()}
+    run = run_of(subject, decoding)
     replies = reply_store(run)
     judged = {**run, "judges": {judge.name: judge.source for judge in judges}}
     with Log(log, judged, anew=not resume) as done:
