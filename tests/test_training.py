@@ -19,13 +19,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
-from accelerate import DistributedType
-from accelerate.state import AcceleratorState
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_recipe, tiny_sets
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -42,7 +38,6 @@ from xb_lite.models.loading import load_model
 from xb_lite.models.packing import NAME
 from xb_lite.models.precision import Precision
 from xb_lite.recipes import RecipeError
-from xb_lite.scaling.launch import folder as configs
 from xb_lite.training import lora as runs
 from xb_lite.training import run as training
 from xb_lite.training.draw import draw_pairs
@@ -866,43 +861,13 @@ def together(folder, recipe):
     torch.set_num_threads(1)
     changes = json.loads(recipe)
     assert os.environ["WORLD_SIZE"] == "2"
-    model, fsdp = model_of(tokenizer), "ACCELERATE_USE_FSDP" in os.environ
-    if fsdp:
-        share_on_cpu()
-
-    def in_parts(_row):
-        assert fsdp == any(isinstance(value, DTensor) for value in model.parameters())
-
-    run(tokenizer, folder, model, on_step=in_parts, resume=changes.pop("resume"), **changes)
-
-
-def share_on_cpu():
-    """accelerate shares weights on GPUs alone: it is told that these processes have some."""
-    begin = AcceleratorState.__init__
-
-    def told(self, *args, fsdp_plugin=None, **options):
-        begin(self, *args, fsdp_plugin=fsdp_plugin, **options)
-        if fsdp_plugin is not None:
-            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
-
-    AcceleratorState.__init__ = told
-
-
-def as_told(config):
-    """The environment in which ``accelerate launch`` starts processes by the FSDP config."""
-    fields = yaml.safe_load((configs() / config).read_text())["fsdp_config"]
-    return {"ACCELERATE_USE_FSDP": "true", **{k.upper(): str(v) for k, v in fields.items()}}
+    run(tokenizer, folder, resume=changes.pop("resume"), **changes)
 
 
 @pytest.mark.parametrize(
-    ("reference", "config"),
-    [
-        ("cache", None),
-        pytest.param("adapter-off", None, marks=pytest.mark.slow),
-        pytest.param("adapter-off", "fsdp.yaml", marks=pytest.mark.slow),
-    ],
+    "reference", ["cache", pytest.param("adapter-off", marks=pytest.mark.slow)]
 )
-def test_two_processes_are_one_in_the_end(tmp_path, tokenizer, reference, config):
+def test_two_processes_are_one_in_the_end(tmp_path, tokenizer, reference):
     # So many that in some only one of the processes meets items that it has no states of.
     changes = {**AT_WORK, "steps": 12, "reference": reference}
     alone = run(tokenizer, tmp_path / "alone", pairs_at_once=4, **changes)
@@ -916,11 +881,7 @@ def test_two_processes_are_one_in_the_end(tmp_path, tokenizer, reference, config
     tests = Path(__file__).parent
     done = subprocess.run(
         [*launch, json.dumps(both)],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
-            **(as_told(config) if config else {}),
-        },
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
         capture_output=True,
         text=True,
         timeout=240,
