@@ -268,7 +268,8 @@ def test_the_document_of_the_pdf_links_within_itself(tmp_path):
         '<article class="bd-article"><h1 id="top">A</h1><a href="../notebooks/b.html#x">b</a>'
         '<a href="c.html">c</a><a href="https://e.org/">e</a><img src="../_images/p.svg">'
         "<details><summary>S</summary>in</details><button>copy</button>"
-        '<details class="hide above-input"><summary>Show</summary>plt.plot()</details></article>'
+        '<details class="hide above-input"><summary>Show</summary>plt.plot()</details>'
+        "<div><style>.map {}</style><svg></svg></div></article>"
     )
     (tmp_path / "book" / "a.html").write_text(first)
     places = ["book/a", "notebooks/b"]
@@ -277,7 +278,18 @@ def test_the_document_of_the_pdf_links_within_itself(tmp_path):
     assert f'href="{BASE}book/c.html"' in text and 'href="https://e.org/"' in text
     assert 'src="/_images/p.svg"' in text
     assert "<details open" in text and "button" not in text
-    assert "plt.plot" not in text
+    assert "plt.plot" not in text and "<style>.map" in text
+
+
+def test_a_bookmark_says_its_heading_once():
+    data = rb"1 <</Title (A \(b\)A \(b\))/D 2>> 3 <</Title (Runs)>> 4 <</Title (No\) no)>>"
+    made = pdf.mended(data)
+    assert len(made) == len(data)
+    assert [title.strip() for title in pdf.TITLE.findall(made)] == [
+        rb"A \(b\)",
+        b"Runs",
+        rb"No\) no",
+    ]
 
 
 def test_the_pdf_has_every_page_in_order():

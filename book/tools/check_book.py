@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lean import LANDING
 from notebook_files import ROOT
 
 BROWSERS = (
@@ -67,7 +68,7 @@ OVERFLOW = """() => {
   const far = [...document.querySelectorAll('main *')].find(out);
   return `${wide} px too wide, first at ${far && far.tagName} ${far && far.className}`;
 }"""
-LANDING, MOST = "book/intro.html", 500_000  # bytes as sent, compressed
+MOST = 500_000  # bytes as sent, compressed
 BARE_PICTURES = """() => {
   const bare = document.querySelectorAll('main img:not([alt]), main img[alt=""]');
   return [...bare].map(e => e.src);
@@ -218,17 +219,24 @@ def visit(tab, origin, page, theme, width, axe, shots):
         name = page.name.removesuffix(".html").replace("/", "-")
         tab.screenshot(path=shots / f"{name}-{theme}-{width}.png", full_page=True)
     page.faults += [f"{at}: {fault}" for fault in question_faults(tab)]
+    page.rules, found = axe_faults(tab, axe, theme)
+    page.faults += [f"{at}: {fault}" for fault in found]
+
+
+def axe_faults(tab, axe, theme):
+    """How many rules of axe-core were tried on a page, and what breaks them seriously."""
     # preload: axe would fetch style sheets again, some from addresses that no reader asks for.
     options = {"resultTypes": ["violations"], "preload": False}
     if theme != "light":  # the same page, in other colors
         options["runOnly"] = ["color-contrast"]
     results = axe.run(tab, options=options).response
-    page.rules = len(results["passes"]) + len(results["violations"])
+    faults = []
     for violation in results["violations"]:
         if violation["impact"] in ("serious", "critical"):
             where = "; ".join(str(node["target"][0]) for node in violation["nodes"][:3])
             kind = f"{violation['id']} ({violation['impact']}"
-            page.faults.append(f"{at}: {kind}, {len(violation['nodes'])} places): {where}")
+            faults.append(f"{kind}, {len(violation['nodes'])} places): {where}")
+    return len(results["passes"]) + len(results["violations"]), faults
 
 
 def look(origin, names, browser_path, shots, theme, width):
@@ -283,7 +291,7 @@ def main(arguments=None):
         chosen.shots.mkdir(parents=True, exist_ok=True)
     faults = [f"links: {line}" for line in link_faults(html)]
     print(f"links: {len(faults)} dead", flush=True)
-    # index.html forwards to the first page at once.
+    # index.html is the landing page once more.
     names = [p.relative_to(html).as_posix() for p in every_page(html) if p.name != "index.html"]
     pages = browse(html, names, browser, chosen.shots)
     print(f"\n{'page':40} {'formulas':>8} {'requests':>8} {'axe rules':>9} {'faults':>6}")
