@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "book" / "tools"), str(ROOT / "book" / "extensions")]
 
+import lean  # noqa: E402
 import mend  # noqa: E402
 import notebook_files  # noqa: E402
 import pages  # noqa: E402
@@ -209,6 +210,72 @@ def test_the_reference_names_every_room_of_the_table():
         assert all(hasattr(module, name) for name in names.split(", ")), room
 
 
+# What a page loads
+
+
+SENT = """<html data-content_root="../">
+  <head>
+  <link rel="stylesheet" href="../_static/styles/a.css?v=1" />
+  <link rel="stylesheet" type="text/css" href="../_static/book.css" />
+  <link rel="preload" as="script" href="../_static/scripts/b.js" />
+  <script src="../_static/documentation_options.js?v=2"></script>
+  <script src="../_static/a.js"></script>
+  <script>let plain = 1;</script>
+  <script src="../searchindex.js"></script>
+  </head>
+  <body class="shown"><a href="#top">T</a><a href="glossary.html#x">G</a>
+  <a href="https://e.org/">E</a><script defer src="../_static/scripts/b.js"></script></body></html>
+"""
+
+
+@pytest.fixture
+def rendered(tmp_path):
+    """A book of two pages, as the theme makes it."""
+    files = {
+        "book/intro.html": SENT,
+        "search.html": SENT.replace("../", ""),
+        "_static/styles/a.css": '@charset "UTF-8";@import "../basic.css";/* .remark */'
+        ".shown,.never{color:red}@media print{.never{top:0}.a:not(.never){top:1px}}"
+        ".b-made{background:url(../file.png)}",
+        "_static/basic.css": "p{margin:0}",
+        "_static/book.css": ".one-document{margin:0}",
+        "_static/documentation_options.js": "const DOCUMENTATION_OPTIONS = {\n  A: 1,\n};",
+        "_static/scripts/b.js": 'add("a", "b-made")',
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    lean.slim(tmp_path)
+    return tmp_path
+
+
+def test_one_sheet_has_the_rules_that_pages_use_in_their_order(rendered):
+    text = (rendered / "_static" / "sheets.css").read_text()
+    assert text.split("\n") == [
+        "p{margin:0}",
+        ".shown{color:red}@media print{.a:not(.never){top:1px}}.b-made{background:url(file.png)}",
+        ".one-document{margin:0}",
+    ]
+
+
+def test_a_page_waits_for_no_script_and_one_sheet(rendered):
+    text = (rendered / "book" / "intro.html").read_text()
+    (sheet,) = re.findall(r'<link rel="stylesheet" href="([^"]+)">', text)
+    assert re.fullmatch(r"\.\./_static/sheets\.css\?v=\w{8}", sheet)
+    assert text.index("let plain") < text.index('<link rel="stylesheet"') < text.index("</head>")
+    assert "<script>const DOCUMENTATION_OPTIONS = { A: 1, };</script>" in text
+    assert re.findall(r"<script (?!defer )", text) == []
+    assert "searchindex" not in text and 'as="script"' not in text
+    assert "searchindex" in (rendered / "search.html").read_text()
+
+
+def test_the_front_page_is_the_landing_page_from_the_folder_above(rendered):
+    text = (rendered / "index.html").read_text()
+    assert 'data-content_root="./"' in text and 'href="book/glossary.html#x"' in text
+    assert 'src="_static/a.js"' in text and "../" not in text
+    assert 'href="#top"' in text and 'href="https://e.org/"' in text
+
+
 # Slides and PDF
 
 
@@ -335,6 +402,23 @@ def test_the_homework_takes_as_long_as_the_chapters_say():
         assert sum(int(said[str(n)]) for n in wanted) == int(minutes), chapter
         total += int(minutes)
     assert f"{total} in all" in text
+
+
+def test_the_minutes_of_each_session_add_up():
+    text = (ROOT / "book" / "teaching.md").read_text(encoding="utf-8")
+    plan = text.partition("### Eleven sessions")[2].partition("###")[0]
+    live = [row.split(" | ")[2] for row in re.findall(r"^\| (?:[2-9]|1\d) \| .*", plan, re.M)]
+    live += re.findall(r"^\[Chapter 9\].*", plan, re.M)
+    assert len(live) == 11
+    for said in live:
+        assert sum(map(int, re.findall(r"(\d+): ", said))) == 70, said
+
+
+def test_every_chapter_has_its_misconception_and_its_figures():
+    text = (ROOT / "book" / "teaching.md").read_text(encoding="utf-8")
+    for part in ("## What students get wrong", "## On a projector"):
+        rows = re.findall(r"^\| (\d) \|", text.partition(part)[2].partition("\n## ")[0], re.M)
+        assert [int(row) for row in rows] == list(range(len(notebook_files.chapters())))
 
 
 def test_week_one_fills_its_session():

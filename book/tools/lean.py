@@ -1,7 +1,8 @@
-"""Make rendered pages show sooner on a slow line: one style sheet, and scripts that wait.
+"""Make rendered pages show sooner on a slow line: one small style sheet, and scripts that wait.
 
-``slim`` works on a rendered book. Left as the theme makes it, a page waits for twelve style sheets,
-one of which asks for another, and for fourteen scripts, before anything is shown.
+``slim`` works on a rendered book. Left as the theme makes it, a page waits for ten style sheets,
+one of which asks for another, and for fourteen scripts, before anything is shown; and two thirds of
+the styles are for classes that no page of this book has.
 """
 
 import re
@@ -14,9 +15,12 @@ SHEET = "_static/sheets.css"
 SHEET_LINK = re.compile(r'\s*<link (?=[^>]*\brel="stylesheet")[^>]*\bhref="([^"]+)"[^>]*>')
 IMPORT = re.compile(r'@import "([^"]+)";')
 ADDRESS = re.compile(r"""url\((["']?)(?!data:|https?:|#)([^)"']+)\1\)""")
-# Icons are drawn by a script (site_files.lighten), so the theme's 1,900 rules for them do nothing.
-ICON_RULE = re.compile(r"(?<=\})\.fa-[^{}]*\{(?:--fa:|content:)[^{}]*\}")
-FONT = re.compile(r"@font-face\{[^}]*fontawesome[^}]*\}")
+OWN = "_static/book.css"  # kept whole: the PDF has classes that no page has
+REMARK = re.compile(r"/\*.*?\*/", re.S)
+RULE = re.compile(r"([^{}]+)(\{[^{}]*\})")  # without rules inside
+INSIDE = re.compile(r":not\([^()]*\)|\[[^\]]*\]")  # what names no class that has to be there
+CLASS = re.compile(r"\.(-?(?:[A-Za-z_]|\\.)(?:[\w-]|\\.)*)")
+PUT_TOGETHER = ("bs-", "kind-")  # beginnings of classes whose names scripts put together
 OPTIONS = re.compile(r'<script src="[^"]*documentation_options\.js[^"]*"></script>')
 PRELOAD = re.compile(r'\s*<link rel="preload" as="script"[^>]*>')
 # Only the page of results searches; the index of all words is on it.
@@ -27,23 +31,49 @@ SCRIPT = re.compile(r"<script (?![^>]*\b(?:defer|async)\b)(?=[^>]*\bsrc=)")
 RELATIVE = re.compile(r'\b(href|src|action)="(?!https?:|mailto:|data:|#)([^"]*)"')
 
 
-def sheet(html, name):
-    """The text of a style sheet with what it imports, its addresses as seen from ``_static``."""
+def sheet(html, name, words):
+    """The text of a style sheet with what it imports, its addresses as seen from ``_static``.
+
+    Of all sheets but the book's own, rules for classes that are not among ``words`` are left out.
+    """
     folder = PurePosixPath(name).parent
+    text = REMARK.sub("", (html / name).read_text(encoding="utf-8"))
+    text = text.replace('@charset "UTF-8";', "")
+    first = [sheet(html, urljoin(f"{folder}/", one), words) for one in IMPORT.findall(text)]
 
     def seen(found):
         target = urljoin(f"{folder}/", found.group(2)).removeprefix("_static/")
         return f"url({found.group(1)}{target}{found.group(1)})"
 
-    def imported(found):
-        return sheet(html, urljoin(f"{folder}/", found.group(1)))
+    text = ADDRESS.sub(seen, IMPORT.sub("", text))
+    return "\n".join([*first, text if name == OWN else used(text, words)])
 
-    text = IMPORT.sub("/*-*/", (html / name).read_text(encoding="utf-8"))
-    first = [
-        imported(found) for found in IMPORT.finditer((html / name).read_text(encoding="utf-8"))
-    ]
-    text = ADDRESS.sub(seen, text.replace("/*-*/", "").replace('@charset "UTF-8";', ""))
-    return "\n".join([*first, FONT.sub("", ICON_RULE.sub("", text))])
+
+def used(text, words):
+    """A style sheet without the rules for classes that are not among ``words``."""
+
+    def is_used(selector):
+        named = CLASS.findall(INSIDE.sub("", selector))
+        return all(
+            name in words or name.startswith(PUT_TOGETHER)
+            for name in (each.replace("\\", "") for each in named)
+        )
+
+    def kept(found):
+        selectors, body = found.groups()
+        if ":is(" in selectors or ":where(" in selectors or ":has(" in selectors:
+            return found.group(0)  # their commas are of another kind
+        some = [one for one in selectors.split(",") if is_used(one)]
+        return ",".join(some) + body if some else ""
+
+    return RULE.sub(kept, text)
+
+
+def words_of(html, pages):
+    """Every word of the pages and of the scripts: among them are all classes in use."""
+    scripts = [p for p in (html / "_static").rglob("*.js") if "mathjax" not in p.parts]
+    texts = [*pages, *(script.read_text(encoding="utf-8") for script in scripts)]
+    return {word for text in texts for word in re.findall(r"[\w-]+", text)}
 
 
 def slimmed(page, name, options, address):
@@ -52,12 +82,11 @@ def slimmed(page, name, options, address):
     ``options`` is the text of Sphinx's ``documentation_options.js``, which scripts on the page
     expect to have run.
     """
-    links = list(SHEET_LINK.finditer(page))
-    for link in reversed(links[1:]):
-        page = page[: link.start()] + page[link.end() :]
-    if links:
-        link = f'\n    <link rel="stylesheet" href="{address}">'
-        page = page[: links[0].start()] + link + page[links[0].end() :]
+    if SHEET_LINK.search(page):
+        # A script in the page waits for style sheets before it, and the text for the script.
+        link = f'  <link rel="stylesheet" href="{address}">\n  </head>'
+        early = f'<head>\n    <link rel="preload" as="style" href="{address}">'
+        page = SHEET_LINK.sub("", page).replace("</head>", link, 1).replace("<head>", early, 1)
     page = OPTIONS.sub(lambda _: f"<script>{options}</script>", PRELOAD.sub("", page))
     if name != "search.html":
         page = SEARCHES.sub("", page)
@@ -79,7 +108,8 @@ def slim(html):
     pages = [p for p in sorted(html.rglob("*.html")) if "_static" not in p.relative_to(html).parts]
     texts = {p.relative_to(html).as_posix(): p.read_text(encoding="utf-8") for p in pages}
     named = [urljoin(LANDING, found) for found in SHEET_LINK.findall(texts[LANDING])]
-    text = "\n".join(sheet(html, name.partition("?")[0]) for name in named)
+    words = words_of(html, texts.values())
+    text = "\n".join(sheet(html, name.partition("?")[0], words) for name in named)
     (html / SHEET).write_text(text, encoding="utf-8")
     options = (html / "_static" / "documentation_options.js").read_text(encoding="utf-8")
     options = re.sub(r"\s+", " ", options)

@@ -69,7 +69,9 @@ REACHABLE = """() => {
     const group = `${e.form && [...document.forms].indexOf(e.form)} ${e.name}`;
     return !groups.has(group) && groups.add(group);
   });
-  window.plain = new Map(wanted.map((e) => [e, look(e)]));
+  // What lies off the page shows its focus by coming into view.
+  const away = (e) => e.getBoundingClientRect().bottom <= 0;
+  window.plain = new Map(wanted.map((e) => [e, away(e) ? "" : look(e)]));
   window.lookOf = look;
   return wanted.length;
 }"""
@@ -196,13 +198,19 @@ def loaded(context, address, visit):
 def walked(tab, visit):
     """Press Tab until the end of the page, and note what it does not reach or does not show."""
     visit.of = tab.evaluate(REACHABLE)
-    seen, dim = set(), set()
+    seen, dim, nowhere = set(), set(), 0
     for _ in range(2 * visit.of + 20):
         tab.keyboard.press("Tab")
         place = tab.evaluate(FOCUSED)
-        if place is None or place[0] == 0 and len(seen) > 1:
+        nowhere = nowhere + 1 if place is None else 0
+        if nowhere == 2 or place and place[0] == 0 and len(seen) > 1:
             break
+        if place is None:  # the end, or something that gives the focus away
+            continue
         number, shown = place
+        if not shown:
+            tab.wait_for_timeout(400)  # some move or fade into view
+            shown = tab.evaluate(FOCUSED)[1]
         if number >= 0:
             seen.add(number)
             if not shown:
