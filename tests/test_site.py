@@ -236,7 +236,7 @@ def rendered(tmp_path):
         "search.html": SENT.replace("../", ""),
         "_static/styles/a.css": '@charset "UTF-8";@import "../basic.css";/* .remark */'
         ".shown,.never{color:red}@media print{.never{top:0}.a:not(.never){top:1px}}"
-        ".b-made{background:url(../file.png)}",
+        ".b-made{background:url(../file.png)}.shown:not(.a,.never) p,.never:is(p,a){left:0}",
         "_static/basic.css": "p{margin:0}",
         "_static/book.css": ".one-document{margin:0}",
         "_static/documentation_options.js": "const DOCUMENTATION_OPTIONS = {\n  A: 1,\n};",
@@ -253,7 +253,8 @@ def test_one_sheet_has_the_rules_that_pages_use_in_their_order(rendered):
     text = (rendered / "_static" / "sheets.css").read_text()
     assert text.split("\n") == [
         "p{margin:0}",
-        ".shown{color:red}@media print{.a:not(.never){top:1px}}.b-made{background:url(file.png)}",
+        ".shown{color:red}@media print{.a:not(.never){top:1px}}.b-made{background:url(file.png)}"
+        ".shown:not(.a,.never) p{left:0}",
         ".one-document{margin:0}",
     ]
 

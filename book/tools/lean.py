@@ -18,7 +18,7 @@ ADDRESS = re.compile(r"""url\((["']?)(?!data:|https?:|#)([^)"']+)\1\)""")
 OWN = "_static/book.css"  # kept whole: the PDF has classes that no page has
 REMARK = re.compile(r"/\*.*?\*/", re.S)
 RULE = re.compile(r"([^{}]+)(\{[^{}]*\})")  # without rules inside
-INSIDE = re.compile(r":not\([^()]*\)|\[[^\]]*\]")  # what names no class that has to be there
+COMMA = re.compile(r"[(),]")
 CLASS = re.compile(r"\.(-?(?:[A-Za-z_]|\\.)(?:[\w-]|\\.)*)")
 PUT_TOGETHER = ("bs-", "kind-")  # beginnings of classes whose names scripts put together
 OPTIONS = re.compile(r'<script src="[^"]*documentation_options\.js[^"]*"></script>')
@@ -53,20 +53,29 @@ def used(text, words):
     """A style sheet without the rules for classes that are not among ``words``."""
 
     def is_used(selector):
-        named = CLASS.findall(INSIDE.sub("", selector))
-        return all(
-            name in words or name.startswith(PUT_TOGETHER)
-            for name in (each.replace("\\", "") for each in named)
-        )
+        while bare := re.sub(r"\([^()]*\)|\[[^\]]*\]", "", selector):
+            if bare == selector:
+                break
+            selector = bare  # what stands in brackets need not be there
+        names = (name.replace("\\", "") for name in CLASS.findall(selector))
+        return all(name in words or name.startswith(PUT_TOGETHER) for name in names)
 
     def kept(found):
-        selectors, body = found.groups()
-        if ":is(" in selectors or ":where(" in selectors or ":has(" in selectors:
-            return found.group(0)  # their commas are of another kind
-        some = [one for one in selectors.split(",") if is_used(one)]
-        return ",".join(some) + body if some else ""
+        some = [one for one in apart(found.group(1)) if is_used(one)]
+        return ",".join(some) + found.group(2) if some else ""
 
     return RULE.sub(kept, text)
+
+
+def apart(selectors):
+    """The selectors of a rule; commas inside brackets do not part them."""
+    found, depth, begin = [], 0, 0
+    for mark in COMMA.finditer(selectors):
+        depth += {"(": 1, ")": -1, ",": 0}[mark.group()]
+        if mark.group() == "," and depth == 0:
+            found.append(selectors[begin : mark.start()])
+            begin = mark.end()
+    return [*found, selectors[begin:]]
 
 
 def words_of(html, pages):
