@@ -57,11 +57,14 @@ PAINT = """new PerformanceObserver((list) => {
 REACHABLE = """() => {
   const asked = "a[href], button, input, select, textarea, summary, audio[controls], [tabindex]";
   const groups = new Set();
-  const look = (e) => {
+  const own = (e) => {
     const s = getComputedStyle(e);
     const parts = [s.outlineStyle, s.outlineWidth, s.outlineColor, s.boxShadow, s.borderColor];
     return [...parts, s.backgroundColor, s.color, s.textDecorationLine].join("|");
   };
+  // The label beside a hidden button may show it, or what the element is a part of.
+  const look = (e) => [e, e.nextElementSibling, e.parentElement, e.closest("svg")]
+    .filter(Boolean).map(own).join();
   window.wanted = [...document.querySelectorAll(asked)].filter((e) => {
     if (e.tabIndex < 0 || e.disabled || e.closest("[inert]") || e.type === "hidden") return false;
     if (!e.checkVisibility({ visibilityProperty: true, contentVisibilityAuto: true })) return false;
