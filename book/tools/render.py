@@ -134,8 +134,8 @@ def main(arguments=None, root=ROOT):
                 file=sys.stderr,
             )
             return status
-        lean.slim(work / "_build/html")
         site_files.finish(work / "_build/html", root)
+        lean.slim(work / "_build/html")
         stamp.unlink(missing_ok=True)
         replace(html, work / "_build" / "html")
         write_whole(stamp, inputs)
