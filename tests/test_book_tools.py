@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from browser import needs_browser  # noqa: F401: fixtures
+from browser import needs_browser
 
 ROOT = Path(__file__).parent.parent
 TOOLS = ROOT / "book" / "tools"
