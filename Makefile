@@ -23,7 +23,8 @@ help:
 	@echo "make smoke       run every notebook with small sizes, two at a time, write nothing into the tree"
 	@echo "make smoke XB_MODEL=NAME   the same on another model, by name, folder or hub id"
 	@echo "make notebooks   run every notebook in place; commit the outputs afterwards"
-	@echo "make check       check the committed notebooks and the rendered book (needs Chromium)"
+	@echo "make check       check the committed notebooks and the rendered book (needs Chromium);"
+	@echo "                 ARGS=--record keeps what it found for the status page"
 	@echo "make reproduce   make the results that are missing; ARGS=\"--status\" says which are there"
 	@echo "make colab       install the book on top of what Colab has, and run every notebook there"
 	@echo "make address     give another public address: URL=https://github.com/NAME/REPO"
@@ -56,7 +57,8 @@ smoke: $(ENV)
 
 check: $(ENV)
 	@$(RUN) book/tools/check_notebooks.py
-	@$(RUN) book/tools/check_book.py
+	@$(RUN) book/tools/check_book.py $(ARGS)
+	@$(RUN) book/tools/measure.py $(ARGS)
 
 reproduce: $(ENV)
 	@$(RUN) -m xb_lite reproduce $(ARGS)

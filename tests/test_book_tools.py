@@ -1,6 +1,7 @@
 """The tools that run, render and check the book; and what the book's own files must agree on."""
 
 import json
+import random
 import re
 import signal
 import subprocess
@@ -12,17 +13,21 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from browser import needs_browser
 
 ROOT = Path(__file__).parent.parent
 TOOLS = ROOT / "book" / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import budgets  # noqa: E402
+import check_book  # noqa: E402
 import check_notebooks  # noqa: E402
 import colab  # noqa: E402
 import execute  # noqa: E402
+import measure  # noqa: E402
 import notebook_files  # noqa: E402
 import pages  # noqa: E402
+import recorded  # noqa: E402
 import render  # noqa: E402
 
 from xb_lite.corpora import (  # noqa: E402
@@ -369,11 +374,97 @@ def test_generated_tables_come_from_the_records(tmp_path):
     faults_of(made, tmp_path, "00_a.ipynb")
     text = pages.fill("<!-- generated: runs -->\n", tmp_path, notebook_files.chapters(tmp_path))
     assert (
-        "| [Title](../notebooks/00_a.ipynb) | 2 min 10 s | quick | 2 CPU cores | 2026-01-02 |"
+        "| [Title](../notebooks/00_a.ipynb) | 2 min 10 s | quick | - | 2 CPU cores | 2026-01-02 |"
         in text
     )
+    assert "No run on a CPU with bf16 or a CPU without bf16 or a GPU is on record." in text
     text = pages.fill("<!-- generated: versions -->\n", tmp_path, notebook_files.chapters(tmp_path))
     assert "| python | 3.11.7 |" in text
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("fp32 weights, matrix products in bf16 on cpu (this CPU has amx_bf16)", "CPU with bf16"),
+        ("fp32 weights on cpu (no fast bf16 on this CPU)", "CPU without bf16"),
+        ("bf16 weights on cuda (one GPU)", "GPU"),
+        ("nothing", "-"),
+    ],
+)
+def test_the_kind_of_machine_is_what_the_first_cell_printed(said, kind):
+    made = as_if_run("1", "2")
+    first, second = notebook_files.code_cells(made)
+    first.outputs = [nbformat.v4.new_output("stream", name="stdout", text=said)]
+    second.outputs = [nbformat.v4.new_output("stream", name="stdout", text="it ran on cuda")]
+    assert pages.machine(made) == kind
+
+
+def test_results_are_counted_by_plan_and_state():
+    text = pages.fill("<!-- generated: results_state -->\n", ROOT, [])
+    rows = re.findall(r"^\| ([\w -]+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.M)
+    *plans, (name, *total) = [(row[0], *map(int, row[1:])) for row in rows]
+    assert name == "all" and total == [sum(plan[i] for plan in plans) for i in (1, 2, 3)]
+    assert text.count("- `") == total[1]
+
+
+def test_what_was_not_checked_is_not_on_record(tmp_path):
+    text = pages.fill("<!-- generated: checks -->\n", tmp_path, [])
+    assert text.count("not on record") == 3
+    links = {"checked": 7, "dead": 0}
+    recorded.record("links", {"counts": list(links), **links}, tmp_path)
+    visit = measure.Visit("book/a.html", "dark", 390, 12, 3, 0.5, "p", 4, 5, 6)
+    found = {"line": measure.LINE, "visits": [{**vars(visit), "faults": 1}]}
+    recorded.record("measured", found, tmp_path)
+    text = pages.fill("<!-- generated: checks -->\n", tmp_path, [])
+    assert ": 7 checked, 0 dead." in text and "1.6 Mbit/s down, 150 ms" in text
+    assert "| book/a | dark | 390 | 12 | 3 | 0.50 s | 4 of 5 | 6 rules | 1 |" in text
+
+
+# The rendered book
+
+
+def test_dead_links_are_named_and_those_to_other_sites_only_counted(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<html><body><a href="b.html">b</a><a href="#no">c</a><a href="https://e.org/">e</a></body>'
+    )
+    total, elsewhere, dead = check_book.linked(tmp_path)
+    assert (total, elsewhere, len(dead)) == (3, 1, 2)
+    assert any("b.html" in line for line in dead)
+
+
+WALK = """<html lang="en"><head><title>T</title><style>
+.dim:focus { outline: none; } a { display: block }</style></head><body><main>
+<a href="#one">one</a><a href="#two" class="dim">two</a><button tabindex="-1">no</button>
+<button onfocus="this.blur()">back</button>
+<details><summary>s</summary><a href="#in">in</a></details></main></body></html>"""
+
+
+@needs_browser
+def test_the_tab_key_reaches_what_it_can_and_dim_focus_is_named(show):
+    tab = show()
+    tab.set_content(WALK)
+    visit = measure.Visit("a.html", "light", 1280)
+    measure.walked(tab, visit)
+    assert visit.of == 4
+    assert visit.faults == ["Tab does not reach 'button back'", "no focus is seen on 'a two'"]
+
+
+@needs_browser
+def test_a_page_is_measured_over_a_slow_line(tmp_path, chromium):
+    (tmp_path / "big.js").write_text(f"// {random.Random(0).randbytes(200_000).hex()}")
+    (tmp_path / "a.html").write_text(
+        '<html lang="en"><head><title>T</title><script src="big.js"></script></head><body>'
+        "<main><p>Some words that are painted.</p></main></body></html>"
+    )
+    assert measure.heaviest(tmp_path) == "a.html"
+    server = measure.serve(tmp_path)
+    visit, context = measure.Visit("a.html", "light", 390), chromium.new_context()
+    measure.loaded(context, f"http://127.0.0.1:{server.server_port}/a.html", visit)
+    context.close()
+    server.shutdown()
+    assert visit.requests >= 2 and 200 < visit.kilobytes < 260
+    # Two round trips, and 1.6 Mbit/s.
+    assert visit.seconds > 0.3 + visit.kilobytes * 8 / 1638.4
 
 
 def test_findings_are_what_a_cell_printed(tmp_path):

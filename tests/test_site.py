@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "book" / "tools"), str(ROOT / "book" / "extensions")]
 
+import lean  # noqa: E402
 import mend  # noqa: E402
 import notebook_files  # noqa: E402
 import pages  # noqa: E402
@@ -209,6 +210,73 @@ def test_the_reference_names_every_room_of_the_table():
         assert all(hasattr(module, name) for name in names.split(", ")), room
 
 
+# What a page loads
+
+
+SENT = """<html data-content_root="../">
+  <head>
+  <link rel="stylesheet" href="../_static/styles/a.css?v=1" />
+  <link rel="stylesheet" type="text/css" href="../_static/book.css" />
+  <link rel="preload" as="script" href="../_static/scripts/b.js" />
+  <script src="../_static/documentation_options.js?v=2"></script>
+  <script src="../_static/a.js"></script>
+  <script>let plain = 1;</script>
+  <script src="../searchindex.js"></script>
+  </head>
+  <body class="shown"><a href="#top">T</a><a href="glossary.html#x">G</a>
+  <a href="https://e.org/">E</a><script defer src="../_static/scripts/b.js"></script></body></html>
+"""
+
+
+@pytest.fixture
+def rendered(tmp_path):
+    """A book of two pages, as the theme makes it."""
+    files = {
+        "book/intro.html": SENT,
+        "search.html": SENT.replace("../", ""),
+        "_static/styles/a.css": '@charset "UTF-8";@import "../basic.css";/* .remark */'
+        ".shown,.never{color:red}@media print{.never{top:0}.a:not(.never){top:1px}}"
+        ".b-made{background:url(../file.png)}.shown:not(.a,.never) p,.never:is(p,a){left:0}",
+        "_static/basic.css": "p{margin:0}",
+        "_static/book.css": ".one-document{margin:0}",
+        "_static/documentation_options.js": "const DOCUMENTATION_OPTIONS = {\n  A: 1,\n};",
+        "_static/scripts/b.js": 'add("a", "b-made")',
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    lean.slim(tmp_path)
+    return tmp_path
+
+
+def test_one_sheet_has_the_rules_that_pages_use_in_their_order(rendered):
+    text = (rendered / "_static" / "sheets.css").read_text()
+    assert text.split("\n") == [
+        "p{margin:0}",
+        ".shown{color:red}@media print{.a:not(.never){top:1px}}.b-made{background:url(file.png)}"
+        ".shown:not(.a,.never) p{left:0}",
+        ".one-document{margin:0}",
+    ]
+
+
+def test_a_page_waits_for_no_script_and_one_sheet(rendered):
+    text = (rendered / "book" / "intro.html").read_text()
+    (sheet,) = re.findall(r'<link rel="stylesheet" href="([^"]+)">', text)
+    assert re.fullmatch(r"\.\./_static/sheets\.css\?v=\w{8}", sheet)
+    assert text.index("let plain") < text.index('<link rel="stylesheet"') < text.index("</head>")
+    assert "<script>const DOCUMENTATION_OPTIONS = { A: 1, };</script>" in text
+    assert re.findall(r"<script (?!defer )", text) == []
+    assert "searchindex" not in text and 'as="script"' not in text
+    assert "searchindex" in (rendered / "search.html").read_text()
+
+
+def test_the_front_page_is_the_landing_page_from_the_folder_above(rendered):
+    text = (rendered / "index.html").read_text()
+    assert 'data-content_root="./"' in text and 'href="book/glossary.html#x"' in text
+    assert 'src="_static/a.js"' in text and "../" not in text
+    assert 'href="#top"' in text and 'href="https://e.org/"' in text
+
+
 # Slides and PDF
 
 
@@ -268,7 +336,8 @@ def test_the_document_of_the_pdf_links_within_itself(tmp_path):
         '<article class="bd-article"><h1 id="top">A</h1><a href="../notebooks/b.html#x">b</a>'
         '<a href="c.html">c</a><a href="https://e.org/">e</a><img src="../_images/p.svg">'
         "<details><summary>S</summary>in</details><button>copy</button>"
-        '<details class="hide above-input"><summary>Show</summary>plt.plot()</details></article>'
+        '<details class="hide above-input"><summary>Show</summary>plt.plot()</details>'
+        "<div><style>.map {}</style><svg></svg></div></article>"
     )
     (tmp_path / "book" / "a.html").write_text(first)
     places = ["book/a", "notebooks/b"]
@@ -277,7 +346,18 @@ def test_the_document_of_the_pdf_links_within_itself(tmp_path):
     assert f'href="{BASE}book/c.html"' in text and 'href="https://e.org/"' in text
     assert 'src="/_images/p.svg"' in text
     assert "<details open" in text and "button" not in text
-    assert "plt.plot" not in text
+    assert "plt.plot" not in text and "<style>.map" in text
+
+
+def test_a_bookmark_says_its_heading_once():
+    data = rb"1 <</Title (A \(b\)A \(b\))/D 2>> 3 <</Title (Runs)>> 4 <</Title (No\) no)>>"
+    made = pdf.mended(data)
+    assert len(made) == len(data)
+    assert [title.strip() for title in pdf.TITLE.findall(made)] == [
+        rb"A \(b\)",
+        b"Runs",
+        rb"No\) no",
+    ]
 
 
 def test_the_pdf_has_every_page_in_order():
@@ -289,13 +369,14 @@ def test_the_pdf_has_every_page_in_order():
 # Teaching
 
 
-def test_the_exam_bank_has_forty_questions_with_rubrics():
+def test_the_exam_bank_has_five_questions_a_chapter_with_rubrics():
     text = (ROOT / "book" / "exam_bank.md").read_text(encoding="utf-8")
     parts = re.split(r"^\*\*(\d+)\.\*\* ", text, flags=re.M)[1:]
     numbers, bodies = parts[::2], parts[1::2]
-    assert [int(number) for number in numbers] == list(range(1, 41))
+    assert [int(number) for number in numbers] == list(range(1, 51))
     assert all("*Rubric (6).*" in body for body in bodies)
-    assert text.count("## Chapter ") == 8
+    asked = [part.count("*Rubric (6).*") for part in text.split("\n## Chapter ")[1:]]
+    assert asked == [5] * len(notebook_files.chapters())
     assert "exam_bank" not in (ROOT / "book" / "_toc.yml").read_text()
 
 
@@ -322,6 +403,23 @@ def test_the_homework_takes_as_long_as_the_chapters_say():
         assert sum(int(said[str(n)]) for n in wanted) == int(minutes), chapter
         total += int(minutes)
     assert f"{total} in all" in text
+
+
+def test_the_minutes_of_each_session_add_up():
+    text = (ROOT / "book" / "teaching.md").read_text(encoding="utf-8")
+    plan = text.partition("### Eleven sessions")[2].partition("###")[0]
+    live = [row.split(" | ")[2] for row in re.findall(r"^\| (?:[2-9]|1\d) \| .*", plan, re.M)]
+    live += re.findall(r"^\[Chapter 9\].*", plan, re.M)
+    assert len(live) == 11
+    for said in live:
+        assert sum(map(int, re.findall(r"(\d+): ", said))) == 70, said
+
+
+def test_every_chapter_has_its_misconception_and_its_figures():
+    text = (ROOT / "book" / "teaching.md").read_text(encoding="utf-8")
+    for part in ("## What students get wrong", "## On a projector"):
+        rows = re.findall(r"^\| (\d) \|", text.partition(part)[2].partition("\n## ")[0], re.M)
+        assert [int(row) for row in rows] == list(range(len(notebook_files.chapters())))
 
 
 def test_week_one_fills_its_session():

@@ -1,6 +1,6 @@
 """Check the rendered book as a reader meets it: links, pages in a real browser, accessibility.
 
-    python book/tools/check_book.py [--shots DIR]
+    python book/tools/check_book.py [--shots DIR] [--record]
 
 Links and anchors are checked offline. Then _build/html is served on a free port of this machine
 and every page is opened in Chromium, light and dark, 1280 and 390 pixels wide. A page fails when
@@ -14,6 +14,7 @@ import argparse
 import functools
 import gzip
 import http.server
+import json
 import os
 import re
 import shutil
@@ -26,7 +27,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lean import LANDING
 from notebook_files import ROOT
+from recorded import record
 
 BROWSERS = (
     "chromium",
@@ -67,7 +70,7 @@ OVERFLOW = """() => {
   const far = [...document.querySelectorAll('main *')].find(out);
   return `${wide} px too wide, first at ${far && far.tagName} ${far && far.className}`;
 }"""
-LANDING, MOST = "book/intro.html", 500_000  # bytes as sent, compressed
+MOST = 500_000  # bytes as sent, compressed
 BARE_PICTURES = """() => {
   const bare = document.querySelectorAll('main img:not([alt]), main img[alt=""]');
   return [...bare].map(e => e.src);
@@ -145,8 +148,9 @@ def every_page(html):
     return [p for p in sorted(html.rglob("*.html")) if "_static" not in p.relative_to(html).parts]
 
 
-def link_faults(html):
-    """Dead links and dead anchors among the pages' own, by lychee."""
+def linked(html):
+    """How many links and anchors of the pages were looked at, how many lead to other sites, which
+    is not tried, and a line for each of the pages' own that is dead; by lychee."""
     lychee = Path(sys.executable).with_name("lychee")
     command = [
         str(lychee),
@@ -154,16 +158,20 @@ def link_faults(html):
         "--include-fragments",
         "--no-progress",
         "--format",
-        "detailed",
+        "json",
     ]
     command += ["--root-dir", str(html), *map(str, every_page(html))]
     answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if answer.returncode == 0:
-        return []
-    lines = [
-        line.strip().replace(str(html), "") for line in (answer.stdout + answer.stderr).splitlines()
+    try:
+        found = json.loads(answer.stdout)
+    except ValueError:  # it did not get so far
+        return 0, 0, [answer.stderr.strip() or "lychee said nothing"]
+    dead = [
+        f"{place.replace(str(html), '')}: {one['url']} ({one['status']['text']})"
+        for place, ones in found["error_map"].items()
+        for one in ones
     ]
-    return [line for line in lines if line.startswith("[") and "[200]" not in line] or lines
+    return found["total"], found["excludes"], dead
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -218,17 +226,24 @@ def visit(tab, origin, page, theme, width, axe, shots):
         name = page.name.removesuffix(".html").replace("/", "-")
         tab.screenshot(path=shots / f"{name}-{theme}-{width}.png", full_page=True)
     page.faults += [f"{at}: {fault}" for fault in question_faults(tab)]
+    page.rules, found = axe_faults(tab, axe, theme)
+    page.faults += [f"{at}: {fault}" for fault in found]
+
+
+def axe_faults(tab, axe, theme):
+    """How many rules of axe-core were tried on a page, and what breaks them seriously."""
     # preload: axe would fetch style sheets again, some from addresses that no reader asks for.
     options = {"resultTypes": ["violations"], "preload": False}
     if theme != "light":  # the same page, in other colors
         options["runOnly"] = ["color-contrast"]
     results = axe.run(tab, options=options).response
-    page.rules = len(results["passes"]) + len(results["violations"])
+    faults = []
     for violation in results["violations"]:
         if violation["impact"] in ("serious", "critical"):
             where = "; ".join(str(node["target"][0]) for node in violation["nodes"][:3])
             kind = f"{violation['id']} ({violation['impact']}"
-            page.faults.append(f"{at}: {kind}, {len(violation['nodes'])} places): {where}")
+            faults.append(f"{kind}, {len(violation['nodes'])} places): {where}")
+    return len(results["passes"]) + len(results["violations"]), faults
 
 
 def look(origin, names, browser_path, shots, theme, width):
@@ -256,13 +271,19 @@ def look(origin, names, browser_path, shots, theme, width):
     return pages
 
 
+def looks():
+    """Every theme and width."""
+    return [(theme, width) for theme in THEMES for width in WIDTHS]
+
+
 def browse(html, names, browser_path, shots):
     """Visit every page in every theme and width, ``AT_ONCE`` of these side by side."""
     server = serve(html)
     origin = f"http://127.0.0.1:{server.server_port}"
-    looks = [(theme, width) for theme in THEMES for width in WIDTHS]
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        found = list(threads.map(lambda way: look(origin, names, browser_path, shots, *way), looks))
+        found = list(
+            threads.map(lambda way: look(origin, names, browser_path, shots, *way), looks())
+        )
     server.shutdown()
     return [Page.of(visits) for visits in zip(*found, strict=True)]
 
@@ -274,6 +295,9 @@ def main(arguments=None):
     options.add_argument(
         "--shots", type=Path, metavar="DIR", help="save a screenshot of every visit"
     )
+    options.add_argument(
+        "--record", action="store_true", help="keep the counts for the status page"
+    )
     options.add_argument("--html", type=Path, default=ROOT / "_build" / "html")
     chosen = options.parse_args(arguments)
     html = chosen.html.resolve()
@@ -281,9 +305,13 @@ def main(arguments=None):
         return 1
     if chosen.shots:
         chosen.shots.mkdir(parents=True, exist_ok=True)
-    faults = [f"links: {line}" for line in link_faults(html)]
-    print(f"links: {len(faults)} dead", flush=True)
-    # index.html forwards to the first page at once.
+    total, elsewhere, dead = linked(html)
+    faults = [f"links: {line}" for line in dead]
+    print(
+        f"links: {total} looked at, {elsewhere} of them to other sites, {len(dead)} dead",
+        flush=True,
+    )
+    # index.html is the landing page once more.
     names = [p.relative_to(html).as_posix() for p in every_page(html) if p.name != "index.html"]
     pages = browse(html, names, browser, chosen.shots)
     print(f"\n{'page':40} {'formulas':>8} {'requests':>8} {'axe rules':>9} {'faults':>6}")
@@ -291,9 +319,23 @@ def main(arguments=None):
         numbers = f"{page.formulas:8} {page.requests:8} {page.rules:9} {len(page.faults):6}"
         print(f"{page.name:40} {numbers}")
         faults += [f"{page.name}: {fault}" for fault in page.faults]
-    print(f"\n{len(pages)} pages, {len(THEMES) * len(WIDTHS)} visits each, {len(faults)} faults")
+    print(f"\n{len(pages)} pages, {len(looks())} visits each, {len(faults)} faults")
     for fault in faults:
         print(fault)
+    if chosen.record:
+        links = {
+            "checked": total - elsewhere,
+            "dead": len(dead),
+            "to_other_sites_not_tried": elsewhere,
+        }
+        record("links", {"counts": list(links), **links})
+        seen = {
+            "pages": len(pages),
+            "visits": len(pages) * len(looks()),
+            "rules_of_axe": max(page.rules for page in pages),
+            "faults": sum(len(page.faults) for page in pages),
+        }
+        record("pages", {"counts": list(seen), **seen})
     return 1 if faults else 0
 
 

@@ -10,8 +10,10 @@ from collections import Counter
 from pathlib import Path
 
 import budgets
-from notebook_files import code_cells, is_report, read
+from notebook_files import code_cells, is_report, output_texts, read
+from recorded import recorded
 
+MACHINES = ("CPU with bf16", "CPU without bf16", "GPU")
 SPLITS = ("train", "validation", "test")
 ROOM = re.compile(r"^\| (\S+) \| `(\w+)` \| (.*) \|$", re.M)
 COMMENT = re.compile(r"^<!-- generated: ([a-z_]+) -->$", re.M)
@@ -39,23 +41,37 @@ def duration(seconds):
     return f"{seconds} s" if seconds < 100 else f"{seconds // 60} min {seconds % 60:02d} s"
 
 
+def machine(notebook):
+    """The kind of machine a notebook ran on, of ``MACHINES``, by what its first cell printed."""
+    said = "\n".join(text for cell in code_cells(notebook)[:1] for text in output_texts(cell))
+    if " on cuda" in said:
+        return "GPU"
+    if "bf16 on cpu" in said:
+        return "CPU with bf16"
+    return "CPU without bf16" if " on cpu" in said else "-"
+
+
 def runs(root, notebooks):
-    """One row for each notebook: how long it ran, where and when."""
-    rows = []
+    """One row for each notebook: how long it ran, where and when; then what no run is of."""
+    rows, kinds = [], set()
     for path in notebooks:
         notebook = read(path)
         record = notebook.metadata.get("xb_lite", {})
         seconds = record.get("seconds")
+        kinds.add(kind := machine(notebook))
         rows.append(
             (
                 f"[{title(notebook)}](../{place(path)})",
                 "not run" if seconds is None else duration(seconds),
                 record.get("profile", "-"),
+                kind,
                 record.get("hardware", "-"),
                 record.get("date", "-"),
             )
         )
-    return table(("Notebook", "Run time", "Profile", "Hardware", "Date"), rows)
+    found = table(("Notebook", "Run time", "Profile", "Machine", "Hardware", "Date"), rows)
+    missing = " or ".join(f"a {kind}" for kind in MACHINES if kind not in kinds)
+    return found + (f"\n\nNo run on {missing} is on record." if missing else "")
 
 
 def reading(root, notebooks):
@@ -143,6 +159,7 @@ def findings(root, notebooks):
 
 
 JUDGES = ("service", "xstest", "x-boundary", "intention-analysis", "length alone")
+STATES = ("done", "stale", "missing")
 LABELS = ("complied", "refused", "evaded", "gibberish")
 
 
@@ -255,6 +272,64 @@ def learning_curve(root, notebooks):
     return table(("AUC", *(f"{pairs} pairs" for pairs in numbers)), body)
 
 
+def results_state(root, notebooks):
+    """How many results of each plan lie in ``results/``, and whether they are what is asked for."""
+    from xb_lite.reproduce.manifest import load_manifest
+    from xb_lite.reproduce.status import tasks_of
+
+    rows, stale = [], []
+    for name, file in (("", "manifest.json"), ("together", "together.json")):
+        book = load_manifest(root / "xb_lite" / "reproduce" / file)
+        tasks = tasks_of(book, root / "results")
+        plans = {}
+        for task in tasks:
+            plan = task.plan.name if task.plan else name or "other scripts"
+            plans.setdefault(plan, Counter())[task.state] += 1
+        rows += [(plan, *(found[s] for s in STATES)) for plan, found in plans.items()]
+        stale += [f"- `{task.path}`: {task.why}" for task in tasks if task.state == "stale"]
+    total = tuple(sum(row[i] for row in rows) for i in range(1, 4))
+    return "\n\n".join([table(("Plan", *STATES), [*rows, ("all", *total)]), "\n".join(stale)])
+
+
+def checks(root, notebooks):
+    """What the checks of the rendered pages found when they were last kept."""
+    known, parts = recorded(root), []
+    for name, of in (("links", "Links and anchors"), ("pages", "Pages in a browser")):
+        if name in known:
+            found = known[name]
+            numbers = ", ".join(f"{found[key]} {key.replace('_', ' ')}" for key in found["counts"])
+            parts.append(f"**{of}**, {when(found)}: {numbers}.")
+        else:
+            parts.append(f"**{of}**: not on record.")
+    if "measured" not in known:
+        return "\n\n".join([*parts, "**On a slow line**: not on record."])
+    found = known["measured"]
+    head = ("Page", "Theme", "Width", "KB", "Requests", "Largest paint", "By Tab", "Axe", "Faults")
+    rows = [
+        (
+            v["page"].removesuffix(".html"),
+            *(v["theme"], v["width"], v["kilobytes"], v["requests"], f"{v['seconds']:.2f} s"),
+            *(f"{v['reached']} of {v['of']}", f"{v['rules']} rules", v["faults"]),
+        )
+        for v in found["visits"]
+    ]
+    line = found["line"]
+    return "\n\n".join(
+        [
+            *parts,
+            f"**On a slow line**, {when(found)}: {line['download'] / 1024:.1f} Mbit/s down, "
+            f"{line['latency']} ms a round trip.",
+            table(head, rows),
+        ]
+    )
+
+
+def when(found):
+    """Day, machine and revision of a check."""
+    revision = f", revision `{found['revision'][:10]}`" if found["revision"] else ""
+    return f"{found['date']} on {found['hardware']}{revision}"
+
+
 def api(root, notebooks):
     """The public names of each room, by the table of CONTRIBUTING.md, for autodoc."""
     text = (Path(root) / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -277,6 +352,8 @@ GENERATED = {
     "api": api,
     "findings": findings,
     "runs": runs,
+    "results_state": results_state,
+    "checks": checks,
     "reading": reading,
     "versions": versions,
     "corpora": corpora,

@@ -23,13 +23,15 @@ from check_book import FLAGS, MATH_READY, browser_or_word, is_rendered, serve
 from notebook_files import ROOT
 from site_files import base, config, git
 
-# Of a page, what a paper has no use for.
-NOT_PRINTED = ".headerlink, .copybtn, button, script, style, details.hide, .hidden"
+# Of a page, what a paper has no use for. What one can move stays as it was before anybody moved it,
+# and needs its own style.
+NOT_PRINTED = ".headerlink, .copybtn, button, script, details.hide, .hidden"
 ADDRESSES = ("id", "for", "aria-labelledby", "aria-describedby", "name")
 FOOTER = (
     '<div style="font: 8px sans-serif; width: 100%; text-align: center; color: #565b61">'
     '<span class="pageNumber"></span></div>'
 )
+TITLE = re.compile(rb"/Title \(((?:\\.|[^()\\])*)\)")
 MARGIN = {"top": "18mm", "bottom": "18mm", "left": "17mm", "right": "17mm"}
 
 
@@ -109,6 +111,23 @@ def document(html, root=ROOT):
     )
 
 
+def mended(data):
+    """A PDF whose bookmarks say their heading once.
+
+    Chromium writes the words of a heading twice where it moved it to the next page. Space takes the
+    place of the second, so that no address in the file changes.
+    """
+
+    def once(found):
+        said = found.group(1)
+        half = said[: len(said) // 2]
+        if len(said) < 2 or said != half + half:
+            return found.group(0)
+        return b"/Title (" + half + b")" + b" " * len(half)
+
+    return TITLE.sub(once, data)
+
+
 def printed(text, html, browser_path, into):
     from playwright.sync_api import sync_playwright
 
@@ -150,9 +169,13 @@ def main(arguments=None):
         return 1
     print("pdf: printing the book", flush=True)
     printed(document(html), html, browser, chosen.into)
-    data = chosen.into.read_bytes()
+    data = mended(chosen.into.read_bytes())
+    chosen.into.write_bytes(data)
     pages = len(re.findall(rb"/Type\s*/Page\b", data))
-    print(f"pdf: {chosen.into}, {pages} pages, {len(data) / 1e6:.1f} MB")
+    print(
+        f"pdf: {chosen.into}, {pages} pages, {len(TITLE.findall(data))} bookmarks, "
+        f"{len(data) / 1e6:.1f} MB"
+    )
     return 0
 
 

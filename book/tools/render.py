@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import lean
 import mathjax
 import pages
 import site_files
@@ -30,18 +31,6 @@ from progress import run
 TOOLCHAIN = ("jupyter-book", "sphinx", "sphinx-book-theme", "pydata-sphinx-theme", "myst-nb")
 NOT_STAGED = {"tools", "__pycache__"}
 REVISIONS = "book/revisions.json"
-INDEX = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="refresh" content="0; url=book/intro.html">
-<title>Exact Boundaries</title>
-</head>
-<body>
-<main><h1>Exact Boundaries</h1><p><a href="book/intro.html">Open the book</a></p></main>
-</body>
-</html>
-"""
 
 
 def sources(root, notebooks):
@@ -122,7 +111,7 @@ def main(arguments=None, root=ROOT):
         own = [
             path.read_bytes()
             for path in map(
-                Path, (__file__, mathjax.__file__, site_files.__file__, vendored.__file__)
+                Path, (__file__, *(m.__file__ for m in (lean, mathjax, site_files, vendored)))
             )
         ]
         inputs = digest([*made_by, *own, *(part for item in tree.items() for part in item)])
@@ -145,8 +134,8 @@ def main(arguments=None, root=ROOT):
                 file=sys.stderr,
             )
             return status
-        (work / "_build/html/index.html").write_text(INDEX)
         site_files.finish(work / "_build/html", root)
+        lean.slim(work / "_build/html")
         stamp.unlink(missing_ok=True)
         replace(html, work / "_build" / "html")
         write_whole(stamp, inputs)

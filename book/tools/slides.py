@@ -101,7 +101,7 @@ def slide(text, kind="slide"):
 
 def deck(notebook, address):
     """The notebook of a deck: text cells that nbconvert makes slides of."""
-    source = f"<small>{CREDIT} {address}</small>"
+    source = f"<small>{CREDIT}<br>{address}</small>"
     cells = [slide(f"# {title(notebook)}\n\n{plain(in_one_sentence(notebook))}\n\n{source}")]
     cells.append(slide(f"The chapter: {address}", "notes"))
     for figure in figures(notebook):
