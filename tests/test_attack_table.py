@@ -123,11 +123,13 @@ def test_the_manifest_has_what_chapter_8_reports():
             assert module == guarded.__name__
             assert script.path.endswith(f"/{defense if what == 'replies' else what}.json")
     # An attack on a defense says something beside what it does to the undefended model alone.
-    assert set(tried["none"]) == set(ATTACKS) == set(tried["x-boundary-360"])
+    assert len(tried) == 5 and all(set(attacks) == set(ATTACKS) for attacks in tried.values())
     for defense, attacks in tried.items():
-        assert "openings" in attacks
         for name, words in attacks.items():
-            assert _budget(words) == _budget(tried["none"][name])
+            of_none = tried["none"][name]
+            assert _budget(words) == _budget(of_none)
+            # Fewer requests where an answer takes two stages; they are among the others.
+            assert _items(words) == _items(of_none) or (_items(words) == 10 and "--prompt" in words)
             if name == "subtracted-guess":  # of another defense than the one that is attacked
                 guess = words[words.index("--guess") + 1] if "--guess" in words else attacked.GUESS
                 assert guess != defense
@@ -139,8 +141,11 @@ def _defense(words):
 
 
 def _budget(words):
-    kept = [k for k, word in enumerate(words) if word in ("--items", "--set")]
-    return [words[k : k + 3] for k in kept]
+    return [words[k : k + 2] for k, word in enumerate(words) if word == "--set"]
+
+
+def _items(words):
+    return int(words[words.index("--items") + 1]) if "--items" in words else 20
 
 
 @pytest.fixture
