@@ -126,7 +126,9 @@ TARGETS = {"random": random_target, "other": other_target, "near": near_target}
 
 
 @contextmanager
-def as_it_replies(model: PreTrainedModel, above: Sequence[nn.Module], attention: str) -> Iterator:
+def as_it_replies(
+    model: PreTrainedModel, above: Sequence[nn.Module], attention: str
+) -> Iterator[None]:
     """Within, a model in training has its layers ``above`` those that learn and its own attention
     again, so that it can be asked."""
     layers, config = decoder_layers(model), model.config.get_text_config()

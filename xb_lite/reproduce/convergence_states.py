@@ -46,7 +46,7 @@ SIZES = (1, 2, 4, 8, 16)  # k, for the slope of the k-variance
 STATES_AT = (0, 8, 20, 40)  # 8: shortly before the erase term falls
 LAST_ALONE = 40  # of the controls
 OFTEN_TO, OFTEN, LATER = 40, 2, 20  # steps between two looks at the separation
-LOOKED_AT = 24  # of them, for the separation
+LOOKED_AT = 24  # of the items of a kind, for the separation
 # Attacks: most fall silent within the first steps. Later every ``LATER`` steps, too.
 SUCCESS_AT = (*range(2, 21, 2), 30, 40)
 ASKED, SAID = 20, Decoding(32)
@@ -101,8 +101,7 @@ class Watch:
 
     ``layers`` are counted from 0; ``main`` says whether the separation is looked at, and the states
     are reduced at all of ``STATES_AT``; ``first`` whether those of the start, which are the same in
-    all runs, are.
-    ``success`` counts the attacks that get through, see ``attacks_of``.
+    all runs, are. ``success`` counts the attacks that get through, see ``attacks_of``.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -127,7 +126,7 @@ class Watch:
             part: _states(
                 model,
                 self.tokenizer,
-                of if full else {kind: of[kind][:LOOKED_AT] for kind in KINDS[:2]},
+                of if full else _looked_at(of),
                 self.layers,
                 self.precision,
             )
@@ -136,12 +135,14 @@ class Watch:
         if full:
             found["states"] = reduced(states["held-out"], self.layers)
         if often:
-            some = {
-                part: {kind: of[kind][:LOOKED_AT] for kind in KINDS[:2]}
-                for part, of in states.items()
-            }
+            some = {part: _looked_at(of) for part, of in states.items()}
             found["separation"] = separations(some, self.layers)
         return found
+
+
+def _looked_at(of: Mapping[str, Sequence]) -> dict[str, Sequence]:
+    """What the separation is taken of: the first dialogues, or states, of two kinds."""
+    return {kind: of[kind][:LOOKED_AT] for kind in KINDS[:2]}
 
 
 @torch.no_grad()

@@ -239,15 +239,9 @@ def progress_table(
     for arm in (*TRAINED, *FURTHER):
         learning_rate = experiment.learning_rate(arm)
         known = experiment.fixed or experiment.chosen(arm)
-        scaled, tested, full = (
-            [
-                s
-                for s in EVERY[arm].seeds
-                if is_whole(experiment.sweep(arm, learning_rate, s), match)
-            ],
-            experiment.runs(arm, match),
-            experiment.runs(arm, None),
-        )
+        sweeps = {s: experiment.sweep(arm, learning_rate, s) for s in EVERY[arm].seeds}
+        scaled = [seed for seed, sweep in sweeps.items() if is_whole(sweep, match)]
+        tested, full = experiment.runs(arm, match), experiment.runs(arm, None)
         strengths = [
             f"{run.strength:g}" + "*" * (experiment.reaches(arm, seed, match) is False)
             for seed, run in tested.items()
