@@ -457,7 +457,7 @@ def test_a_page_is_measured_over_a_slow_line(tmp_path, chromium):
         "<main><p>Some words that are painted.</p></main></body></html>"
     )
     assert measure.heaviest(tmp_path) == "a.html"
-    server = measure.serve(tmp_path)
+    server = measure.serve(tmp_path, measure.Compressed)
     visit, context = measure.Visit("a.html", "light", 390), chromium.new_context()
     measure.loaded(context, f"http://127.0.0.1:{server.server_port}/a.html", visit)
     context.close()

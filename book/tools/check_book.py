@@ -179,9 +179,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def serve(html):
+def serve(html, handler=Quiet):
     server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(html))
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(html))
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server

@@ -17,11 +17,9 @@ anything serious. ``--record`` keeps the figures in book/checked.json, which the
 import argparse
 import functools
 import gzip
-import http.server
 import os
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,10 +31,12 @@ from check_book import (
     MATH_READY,
     MOST,
     THEMES,
+    Quiet,
     axe_faults,
     browser_or_word,
     every_page,
     is_rendered,
+    serve,
 )
 from lean import LANDING
 from notebook_files import ROOT
@@ -114,13 +114,10 @@ class Visit:
     faults: list = field(default_factory=list)
 
 
-class Compressed(http.server.SimpleHTTPRequestHandler):
+class Compressed(Quiet):
     """Sends texts compressed, and keeps a connection, as public servers do."""
 
     protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
 
     def do_GET(self):  # noqa: N802
         path = Path(self.translate_path(self.path))
@@ -143,14 +140,6 @@ def sent(path):
     """The bytes of a file as they are sent."""
     data = path.read_bytes()
     return gzip.compress(data, 6) if path.suffix in TEXT else data
-
-
-def serve(html):
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Compressed, directory=str(html))
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
 
 
 def weight(html, page):
@@ -254,7 +243,7 @@ def measured(html, browser_path):
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright
 
-    server, axe, visits = serve(html), Axe(), []
+    server, axe, visits = serve(html, Compressed), Axe(), []
     origin = f"http://127.0.0.1:{server.server_port}"
     pages = (LANDING, heaviest(html))
     print(f"{'page':32} {'theme':5} width   KB requests  paint  by    Tab axe rules")
