@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lean import LANDING
+from lean import LANDING, every_page
 from notebook_files import ROOT
 from recorded import record
 
@@ -141,11 +141,6 @@ def is_rendered(html):
         return True
     print("There is no rendered book yet: run `make html` first.", file=sys.stderr)
     return False
-
-
-def every_page(html):
-    """The HTML files that are pages; the theme keeps templates under _static."""
-    return [p for p in sorted(html.rglob("*.html")) if "_static" not in p.relative_to(html).parts]
 
 
 def linked(html):

@@ -31,6 +31,11 @@ SCRIPT = re.compile(r"<script (?![^>]*\b(?:defer|async)\b)(?=[^>]*\bsrc=)")
 RELATIVE = re.compile(r'\b(href|src|action)="(?!https?:|mailto:|data:|#)([^"]*)"')
 
 
+def every_page(html):
+    """The HTML files that are pages; the theme keeps templates under _static."""
+    return [p for p in sorted(html.rglob("*.html")) if "_static" not in p.relative_to(html).parts]
+
+
 def sheet(html, name, words):
     """The text of a style sheet with what it imports, its addresses as seen from ``_static``.
 
@@ -114,7 +119,7 @@ def front(page):
 
 def slim(html):
     """Rewrite every page of a rendered book, and write its front page."""
-    pages = [p for p in sorted(html.rglob("*.html")) if "_static" not in p.relative_to(html).parts]
+    pages = every_page(html)
     texts = {p.relative_to(html).as_posix(): p.read_text(encoding="utf-8") for p in pages}
     named = [urljoin(LANDING, found) for found in SHEET_LINK.findall(texts[LANDING])]
     words = words_of(html, texts.values())

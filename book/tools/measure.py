@@ -34,11 +34,10 @@ from check_book import (
     Quiet,
     axe_faults,
     browser_or_word,
-    every_page,
     is_rendered,
     serve,
 )
-from lean import LANDING
+from lean import LANDING, every_page
 from notebook_files import ROOT
 from recorded import record
 

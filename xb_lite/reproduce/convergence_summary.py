@@ -20,10 +20,11 @@ LEVELS = (0.9, 0.7, 0.5)  # of the erase term
 SUCCESS = (0.4, 0.2)  # of attacks
 # Arms without the separate term, and what they would be with it.
 WITH_SEPARATE = {
-    "none, warm-up": ["separate, warm-up"],
-    "push": ["separate+push"],
-    "none, official retain": ["separate, official retain"],
-    "push, official retain": ["separate+push, official retain"],
+    "none": "separate",
+    "none, warm-up": "separate, warm-up",
+    "push": "separate+push",
+    "none, official retain": "separate, official retain",
+    "push, official retain": "separate+push, official retain",
 }
 NO_ATTACK = "none"  # rows of results say of every number under which attack it was taken
 MEASURES: dict[str, Callable[[Mapping], float]] = {
@@ -62,17 +63,27 @@ def steps_to(curve: Sequence[Mapping[str, float]], level: float, name: str = "er
     return next((int(row["step"]) for row in curve if row[name] <= level), None)
 
 
+def by_arm_and_seed(runs: Sequence[Mapping]) -> dict[str, dict[int, Mapping]]:
+    """Runs by their ``arm``, then their ``seed``."""
+    found: dict[str, dict[int, Mapping]] = {}
+    for run in runs:
+        found.setdefault(run["arm"], {})[run["seed"]] = run
+    return found
+
+
 def summary_rows(runs: Sequence[dict]) -> list[dict]:
     """The book's numbers, each over seeds; ``set`` is the arm, or the arm less the other.
 
     A run that does not reach a level counts with its last step, so means of such arms are at least
     that, and differences too small rather than too large; ``reached`` says how many did.
     """
-    by_arm: dict[str, dict[int, dict]] = {}
-    for run in runs:
-        # A run that ended before its states are looked at has none.
-        by_arm.setdefault(run["arm"], {})[run["seed"]] = {"states": {}, **run}
-    beside = {arm: ["separate", *WITH_SEPARATE.get(arm, ())] for arm in by_arm if arm != "separate"}
+    # A run that ended before its states are looked at has none.
+    by_arm = by_arm_and_seed([{"states": {}, **run} for run in runs])
+    beside = {
+        arm: list(dict.fromkeys(["separate", WITH_SEPARATE.get(arm, "separate")]))
+        for arm in by_arm
+        if arm != "separate"
+    }
     rows = []
     for name, levels, curves in (("erase", LEVELS, curve_of), ("success", SUCCESS, success_of)):
         for level in levels:

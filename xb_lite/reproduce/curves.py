@@ -23,7 +23,12 @@ from xb_lite.files import write_whole
 from xb_lite.models.adapter_files import read_run
 from xb_lite.models.loading import ALIGNED_360, model_digest
 from xb_lite.reproduce.arms import SEEDS, TRAINED, Experiment, read_experiment
-from xb_lite.reproduce.convergence_summary import LEVELS, arrivals, curve_of
+from xb_lite.reproduce.convergence_summary import (
+    LEVELS,
+    arrivals,
+    by_arm_and_seed,
+    curve_of,
+)
 from xb_lite.reproduce.harmless_replies import setting_of_run
 from xb_lite.reproduce.manifest import load_manifest
 from xb_lite.reproduce.matching import PLAN
@@ -55,13 +60,8 @@ def curves_of(experiment: Experiment) -> list[dict]:
 
 def summary_of(runs: Sequence[Mapping]) -> list[dict]:
     """Rows of ``arrivals`` for each level of the erase term."""
-    by_arm: dict[str, dict[int, Mapping]] = {}
-    for run in runs:
-        by_arm.setdefault(run["arm"], {})[run["seed"]] = run
-    rows = []
-    for level in LEVELS:
-        rows += arrivals(by_arm, curve_of, "erase", level, {PLAIN: OTHERS})
-    return rows
+    by_arm, beside = by_arm_and_seed(runs), {PLAIN: OTHERS}
+    return [row for level in LEVELS for row in arrivals(by_arm, curve_of, "erase", level, beside)]
 
 
 def main() -> None:
