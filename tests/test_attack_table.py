@@ -72,18 +72,18 @@ def test_the_table_says_where_it_breaks_and_which_attack_is_weak(tmp_path):
     result(tmp_path, "x-boundary", "untried", (4, 0), {"n": 9})
     result(tmp_path, "none", "weak", (10, 10))
     heads, rows = where_it_breaks(tmp_path)
-    assert heads == ["attack", "none", "x-boundary", "budget"]
+    assert heads == ["attack, budget", "none", "x-boundary"]
     by_name = {row[0]: row[1:] for row in rows}
-    assert set(by_name) == {"strong", "weak (weak here)", "untried (undefended: not tried)"}
-    none, defended, budget = by_name["strong"]
-    assert none.split("\n") == ["95 [76, 99], n = 20", "placebo 5 [1, 24]", "1.5 s an item"]
-    assert defended.startswith("20 [8, 42]") and budget == "n 8"
-    assert by_name["weak (weak here)"][1] == ""
-    assert where_it_breaks(tmp_path, defenses=["x-boundary"])[0] == [
-        "attack",
-        "x-boundary",
-        "budget",
-    ]
+    assert set(by_name) == {
+        "strong\nn 8",
+        "weak\nweak here\nn 8",
+        "untried\nundefended: not tried\nn 9",
+    }
+    none, defended = by_name["strong\nn 8"]
+    assert none.split("\n") == ["19 of 20", "[76, 99] %", "placebo 1 of 20", "1.5 s"]
+    assert defended.startswith("4 of 20\n[8, 42] %")
+    assert by_name["weak\nweak here\nn 8"][1] == ""
+    assert where_it_breaks(tmp_path, defenses=["x-boundary"])[0] == ["attack, budget", "x-boundary"]
     with pytest.raises(ValueError, match="no result of an attack"):
         where_it_breaks(tmp_path / "nowhere")
 
@@ -97,13 +97,13 @@ def test_the_book_s_own_results_are_read_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "published", lambda name: tmp_path.parent / name)
     monkeypatch.chdir(tmp_path / "none")
     heads, rows = where_it_breaks(tmp_path.name, defenses=["none", "x-boundary"])
-    assert heads == ["attack", "none", "x-boundary", "budget"] and len(rows) == 1
+    assert heads == ["attack, budget", "none", "x-boundary"] and len(rows) == 1
 
 
 def test_budgets_that_differ_are_not_shown_as_one(tmp_path):
     result(tmp_path, "none", "a", (19, 1))
     result(tmp_path, "ia", "a", (19, 1), {"n": 100})
-    assert where_it_breaks(tmp_path)[1][0][-1] == "not the same everywhere"
+    assert where_it_breaks(tmp_path)[1][0][0] == "a\nbudgets differ"
 
 
 def test_the_manifest_has_what_chapter_8_reports():
@@ -189,8 +189,9 @@ def test_the_command_writes_a_result_for_the_table(tokenizer, command, tmp_path,
     assert asr[0]["budget"] == {"n": 2, "noise": 0.3, "seed": 0, "temperature": 1.0}
     assert {path.stem for path in path.parent.glob("*.jsonl")} == {"best-of-n", "best-of-n-placebo"}
     heads, rows = where_it_breaks(tmp_path / "cpu/attacks/tiny", "xstest")
-    assert heads == ["attack", "self-reminder", "budget"]
-    assert rows[0][0] == "best of N (undefended: not tried)" and "n = 2" in rows[0][1]
+    assert heads == ["attack, budget", "self-reminder"]
+    assert rows[0][0].startswith("best of N\nundefended: not tried\n")
+    assert rows[0][1].startswith("2 of 2\n")
     assert "best of N, placebo" in capsys.readouterr().out
 
 

@@ -20,10 +20,11 @@ def where_it_breaks(
 ) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table of attacks by defenses, for ``results.html_table``.
 
-    A cell has the attack's success in percent with its 95 % interval and n, that of its placebo,
-    and the seconds an item, a line each. ``weak here`` stands behind the name of an attack that
-    reaches less than nine in ten on the undefended model (``none``), ``not tried`` where there is
-    no such result, so that a low number elsewhere is not taken for a strong defense.
+    A cell has how many items the attack succeeds on, its 95 % interval in percent, how many its
+    placebo succeeds on, and the seconds per item, a line each. ``weak here`` stands below the name
+    of an attack that reaches less than nine in ten on the undefended model (``none``), ``not
+    tried`` where there is no such result, so that a low number elsewhere is not taken for a strong
+    defense. Below that stands the budget.
 
     Args:
         folder: ``<results>/<tier>/attacks/<model>``, with a folder for each defense and in it a
@@ -52,11 +53,10 @@ def where_it_breaks(
     columns = list(defenses or sorted(known, key=lambda name: (name != "none", name)))
     rows = []
     for attack, by_defense in cells.items():
+        title = _title(attack, by_defense.get("none", []), judge)
         shown = [_cell(by_defense.get(defense, []), judge) for defense in columns]
-        rows.append(
-            [_title(attack, by_defense.get("none", []), judge), *shown, _budget(by_defense)]
-        )
-    return ["attack", *columns, "budget"], rows
+        rows.append([f"{title}\n{_budget(by_defense)}", *shown])
+    return ["attack, budget", *columns], rows
 
 
 def _paths(folder: str | os.PathLike[str], defenses: Sequence[str] | None) -> list[Path]:
@@ -83,28 +83,24 @@ def _asr(rows: Sequence[dict], judge: str, placebo: bool) -> dict | None:
 def _title(attack: str, undefended: Sequence[dict], judge: str) -> str:
     row = _asr(undefended, judge, placebo=False)
     if row is None:
-        return f"{attack} (undefended: not tried)"
-    return attack if row["k"] >= WORKS * row["n"] else f"{attack} (weak here)"
+        return f"{attack}\nundefended: not tried"
+    return attack if row["k"] >= WORKS * row["n"] else f"{attack}\nweak here"
 
 
 def _cell(rows: Sequence[dict], judge: str) -> str:
     real = _asr(rows, judge, placebo=False)
     if real is None:
         return ""
-    lines = [f"{_percent(real)}, n = {real['n']}"]
+    low, high = (100 * real[end] for end in ("low", "high"))
+    lines = [f"{real['k']} of {real['n']}", f"[{low:.0f}, {high:.0f}] %"]
     if placebo := _asr(rows, judge, placebo=True):
-        lines.append(f"placebo {_percent(placebo)}")
+        lines.append(f"placebo {placebo['k']} of {placebo['n']}")
     seconds = [
         row for row in rows if row["metric"] == "seconds" and row["attack"] == real["attack"]
     ]
     if seconds:
-        lines.append(f"{seconds[0]['mean']:.3g} s an item")
+        lines.append(f"{seconds[0]['mean']:.3g} s")
     return "\n".join(lines)
-
-
-def _percent(row: dict) -> str:
-    value, low, high = (100 * x for x in (row["k"] / row["n"], row["low"], row["high"]))
-    return f"{value:.0f} [{low:.0f}, {high:.0f}]"
 
 
 def _budget(by_defense: dict[str, list[dict]]) -> str:
@@ -116,7 +112,7 @@ def _budget(by_defense: dict[str, list[dict]]) -> str:
         if row["metric"] == "asr"
     }
     if len(found) > 1:
-        return "not the same everywhere"
+        return "budgets differ"
     budget = next(row["budget"] for rows in by_defense.values() for row in rows if "budget" in row)
     return "\n".join(f"{name} {_short(value)}" for name, value in budget.items() if name != "seed")
 
