@@ -80,7 +80,7 @@ def test_the_table_says_where_it_breaks_and_which_attack_is_weak(tmp_path):
         "untried\nundefended: not tried\nn 9",
     }
     none, defended = by_name["strong\nn 8"]
-    assert none.split("\n") == ["19 of 20", "[76, 99] %", "placebo 1 of 20", "1.5 s"]
+    assert none.split("\n") == ["19 of 20", "[76, 99] %", "placebo 1", "1.5 s"]
     assert defended.startswith("4 of 20\n[8, 42] %")
     assert by_name["weak\nweak here\nn 8"][1] == ""
     assert where_it_breaks(tmp_path, defenses=["x-boundary"])[0] == ["attack, budget", "x-boundary"]

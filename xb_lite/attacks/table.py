@@ -20,11 +20,11 @@ def where_it_breaks(
 ) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table of attacks by defenses, for ``results.html_table``.
 
-    A cell has how many items the attack succeeds on, its 95 % interval in percent, how many its
-    placebo succeeds on, and the seconds per item, a line each. ``weak here`` stands below the name
-    of an attack that reaches less than nine in ten on the undefended model (``none``), ``not
-    tried`` where there is no such result, so that a low number elsewhere is not taken for a strong
-    defense. Below that stands the budget.
+    A cell has on how many items the attack succeeds, its 95 % interval in percent, on how many its
+    placebo does (of as many, unless that is said), and the seconds per item, a line each. ``weak
+    here`` stands below the name of an attack that reaches less than nine in ten on the undefended
+    model (``none``), ``not tried`` where there is no such result, so that a low number elsewhere is
+    not taken for a strong defense. Below that stands the budget.
 
     Args:
         folder: ``<results>/<tier>/attacks/<model>``, with a folder for each defense and in it a
@@ -94,7 +94,8 @@ def _cell(rows: Sequence[dict], judge: str) -> str:
     low, high = (100 * real[end] for end in ("low", "high"))
     lines = [f"{real['k']} of {real['n']}", f"[{low:.0f}, {high:.0f}] %"]
     if placebo := _asr(rows, judge, placebo=True):
-        lines.append(f"placebo {placebo['k']} of {placebo['n']}")
+        of = "" if placebo["n"] == real["n"] else f" of {placebo['n']}"
+        lines.append(f"placebo {placebo['k']}{of}")
     seconds = [
         row for row in rows if row["metric"] == "seconds" and row["attack"] == real["attack"]
     ]
