@@ -80,8 +80,26 @@ def in_place(states, mask):
     return states[mask].mean(dim=0)
 
 
+def erase_with_detached_length(states, reference, mask):
+    """The right value; the gradient keeps its part along the state."""
+    states, reference = states[mask], reference[mask]
+    length = states.norm(dim=-1, keepdim=True).detach()
+    return relu((states / length * unit(reference)).sum(dim=-1)).mean()
+
+
+def erase_halfway_detached(states, reference, mask):
+    """The right value; half of the gradient."""
+    values = relu(cosines(states[mask], reference[mask]))
+    return (values / 2 + values.detach() / 2).mean()
+
+
+def erase_of_where(states, reference, mask):
+    """The right value, also where padding is infinite; there the gradient is NaN."""
+    return torch.where(mask, relu(cosines(states, reference)), 0).sum() / mask.sum()
+
+
 def erase_in_place(states, reference, mask):
-    value = relu(cosines(states, reference))[mask].mean()
+    value = relu(cosines(states[mask], reference[mask])).mean()
     if not states.requires_grad:
         states.zero_()
     return value
@@ -112,6 +130,7 @@ WRONG = [
     (check.meeting_step, lambda n, w: 1 / (1 + w), "progress"),
     (check.meeting_step, lambda n, w: n / w, "Nearly"),
     (check.meeting_step, lambda n, w: n / 2, "weight of 1"),
+    (check.meeting_step, lambda n, w: 2 * n / (2 + w), "erase alone"),
     (check.meeting_step, lambda n, w: n * w / (1 + w), "1 - p"),
     (check.meeting_step, lambda n, w: 10 * n / (1 + w), "cancels"),
     (check.meeting_step, lambda n, w: n / (1 - w), "sign"),
@@ -128,6 +147,10 @@ WRONG = [
     (check.erase_term, lambda s, r, m: relu(cosines(s, r)), "One value per token"),
     (check.erase_term, lambda s, r, m: relu(cosines(s, r))[m].mean().detach(), "detached"),
     (check.erase_term, lambda s, r, m: (relu(cosines(s, r)) * m).sum() / m.sum(), "NaN"),
+    (check.erase_term, erase_with_detached_length, "length of the state is detached"),
+    (check.erase_term, erase_halfway_detached, "another function"),
+    (check.erase_term, erase_of_where, "gradient is NaN"),
+    (check.erase_term, lambda s, r, m: relu(cosines(s, r))[m].mean(), "gradient is NaN"),
     (check.erase_term, erase_in_place, "in place"),
 ]
 
@@ -264,7 +287,8 @@ def test_the_loss_of_the_page_is_the_official_one(page, step):
         schedule=300,
         retain_weight=1.0,
     )
-    loss, (retain, erase, separate) = page["xboundary_loss"](now, was, batch, step, recipe)
+    loss, terms = page["xboundary_loss"](now, was, batch, step, recipe)
+    retain, erase, separate = (terms[name] for name in ("retain", "erase", "separate"))
     p = step / 300
     assert torch.allclose(loss, 10 * ((1 - p) * (erase + separate) + p * retain))
 

@@ -89,7 +89,7 @@ def centroid(answer: Callable | object) -> Verdict:
 
 
 def meeting_step(answer: Callable | object) -> Verdict:
-    """The step at which both sides of the loss weigh the same: schedule 150, retain weight 15."""
+    """The step at which retain weighs as much as erase: schedule 150, retain weight 15."""
     schedule, weight = 150, 15
     right = schedule / (1 + weight)
     return judged(
@@ -99,6 +99,11 @@ def meeting_step(answer: Callable | object) -> Verdict:
             (1 / (1 + weight), "This is the progress p; the step is p times the schedule."),
             (schedule / weight, "Nearly: p · 15 = 1 - p, and the p on the right counts as well."),
             (schedule / 2, "That holds for a retain weight of 1."),
+            (
+                2 * schedule / (2 + weight),
+                "Here retain weighs as much as erase and separate together, 2 (1 - p); compare it "
+                "with erase alone.",
+            ),
             (schedule * weight / (1 + weight), "This is 1 - p; you solved for the other side."),
             (10 * right, "α multiplies both sides, so it cancels."),
             (right / 10, "α multiplies both sides, so it cancels."),
@@ -197,26 +202,76 @@ def erase_term(answer: Callable | object) -> Verdict:
         return judged(answer, right, wrong)
     given = states.clone().requires_grad_()
     found = answer(given, reference.clone(), mask)
-    verdict = judged(found, right, wrong, praise="Value and gradient are those of the package.")
+    verdict = judged(
+        found,
+        right,
+        wrong,
+        praise="Value and gradient are right, and stay so where padding is infinite.",
+    )
     if not verdict.right:
         return verdict
-    if not (isinstance(found, Tensor) and found.requires_grad):
+    gradient = _gradient(found, given)
+    if gradient is None:
         return Verdict(
             False, "The value is right, but it is detached: no gradient reaches the states."
         )
-    padded = states.clone()
-    padded[1, 3] = torch.inf
-    if not torch.isfinite(answer(padded, reference.clone(), mask)):
+    fault = _fault_of_gradient(gradient, states, reference, mask)
+    if fault:
+        return Verdict(False, fault)
+    padded, padded_reference = states.clone(), reference.clone()
+    padded[1, 3] = padded_reference[1, 3] = torch.inf
+    padded.requires_grad_()
+    found = answer(padded, padded_reference, mask)
+    if not torch.isfinite(found):
         return Verdict(
             False,
             "Right, until padding holds an infinity: 0 · ∞ is NaN. Select tokens instead of "
             "multiplying by the mask.",
+        )
+    gradient = _gradient(found, padded)
+    if gradient is None or not torch.isfinite(gradient).all():
+        return Verdict(
+            False,
+            "The value is right, but where padding is infinite its gradient is NaN: a selection at "
+            "the end, by index or torch.where, hides the value, and 0 · ∞ comes back in the "
+            "backward pass. Select the tokens first, and compute with those alone.",
         )
     untouched, mask_before = states.clone(), mask.clone()
     answer(untouched, reference.clone(), mask)
     if not torch.equal(untouched, states) or not torch.equal(mask, mask_before):
         return Verdict(False, "The value is right, but your function changes its input in place.")
     return verdict
+
+
+def _gradient(found: object, given: Tensor) -> Tensor | None:
+    """The gradient of what the reader's function gave by its input; None where there is none."""
+    if not (isinstance(found, Tensor) and found.requires_grad):
+        return None
+    return grad(found.sum(), given, allow_unused=True)[0]
+
+
+def _fault_of_gradient(
+    gradient: Tensor, states: Tensor, reference: Tensor, mask: Tensor
+) -> str | None:
+    """What is wrong with the gradient of an erase term of the right value; None if nothing."""
+    leaf = states.clone().requires_grad_()
+    values = erase(leaf, reference)[mask]
+    (right,) = grad(values.mean(), leaf)
+    # With the length detached, the part along the state is still in it.
+    toward = normalize(reference, dim=-1) / states.norm(dim=-1, keepdim=True) / len(values)
+    positive = mask & ((states * reference).sum(dim=-1) > 0)
+    without_length = torch.where(positive[..., None], toward, 0)
+    if torch.allclose(gradient, right, rtol=1e-4, atol=1e-6):
+        return None
+    if torch.allclose(gradient, without_length, rtol=1e-4, atol=1e-6):
+        return (
+            "The value is right and the gradient is not: the length of the state is detached, so "
+            "the part along the state is still in it."
+        )
+    return (
+        "The value is right and the gradient is not: it is that of another function. Is a part of "
+        "the cosine detached?"
+    )
 
 
 def as_described(answer: Callable | object) -> Verdict:
@@ -278,7 +333,8 @@ def as_described(answer: Callable | object) -> Verdict:
         found,
         right,
         wrong,
-        praise="The formula of `refusal`, over other tokens: a different objective.",
+        praise="The formula of `refusal`, over other tokens and from another centroid: a different "
+        "objective.",
     )
     if verdict.right and not (isinstance(found, Tensor) and found.requires_grad):
         return Verdict(
