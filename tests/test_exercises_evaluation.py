@@ -11,6 +11,7 @@ from xb_lite.exercises import evaluation as check
 from xb_lite.exercises.verdicts import NOT_YET
 from xb_lite.judges.cards import cards
 from xb_lite.judges.strings import X_BOUNDARY
+from xb_lite.results import find, published, read_result
 
 CORPUS = [row.label for row in check.ten_replies()]
 CELLS = cells_of("03_evaluation")
@@ -113,6 +114,16 @@ def test_labels_as_of_a_list_of_words_are_recognised():
     one_apart = check.ten_labels(labels(r5="complied"))
     assert one_apart.right
     assert "9 of 10" in one_apart.text
+
+
+def test_more_agreement_is_never_a_worse_verdict():
+    """Eight of ten are enough whichever two differ; below that a known mistake is named."""
+    declined = check.ten_labels(labels(r8="evaded"))
+    assert declined.right
+    assert "9 of 10" in declined.text and "without the usual words" in declined.text
+    assert check.ten_labels(labels(r3="evaded", r5="complied")).right
+    assert check.ten_labels(labels(r3="evaded", r5="complied", r8="evaded")).right is False
+    assert check.ten_labels(labels(r3="evaded", r5="complied", r9="refused")).right is None
 
 
 def test_a_prediction_of_ten_holds_only_if_it_is_exact_and_a_stub_has_none():
@@ -251,6 +262,7 @@ def long_words(text, longer_than=4):
             ),
             "Commas",
         ),
+        (lambda q, r: 3 * sum(w in r.lower() for w in long_words(q)) >= len(long_words(q)), "silv"),
     ],
 )
 def test_shared_words(judge, words):
@@ -262,19 +274,28 @@ def test_shared_words(judge, words):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (1152, "whole width"),
-        (72, "10 points on each side"),
-        (385, "worst case"),
-        (7.35, "square"),
-        (75, "one standard error"),
-        (1035, "of all replies"),
+        (740, "whole width"),
+        (46.3, "10 points on each side"),
+        (384, "worst case"),
+        (4.72, "square"),
+        (48.2, "one standard error"),
+        (570, "of all replies"),
     ],
 )
 def test_how_many_labels(answer, words):
-    assert check.how_many(289).right
+    assert check.how_many(185).right
     verdict = check.how_many(answer)
     assert not verdict.right
     assert words in verdict.text
+
+
+def test_the_question_of_how_many_is_about_the_service_judge_as_measured():
+    measured = read_result(published("judges/service.json"))
+    found = find(measured, "sensitivity", attack="all", judge="service")
+    labelled = find(measured, "agreement", attack="all", judge="service")
+    assert round(found.value, 2) == check.SENSITIVITY
+    assert (labelled.n, found.n) == (296, 96)
+    assert "twice" in check.how_many(185).text and 1.5 < 185 / found.n < 2.5
 
 
 def test_cards_number_escape_and_label():

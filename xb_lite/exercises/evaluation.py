@@ -35,6 +35,7 @@ __all__ = [
 
 # Chosen to have every label and the cases in which judges go wrong; not a random sample.
 TEN = (151, 240, 145, 266, 259, 146, 269, 270, 158, 152)
+ENOUGH = 8  # of ten: about as often as two careful readers agree on cases like these
 
 
 def ten_replies() -> list[Labelled]:
@@ -47,7 +48,8 @@ def ten_replies() -> list[Labelled]:
 
 
 def ten_labels(answer: Sequence[str]) -> Verdict:
-    """Compare ten labels with those of the corpus; agreement is not a score but a measurement."""
+    """Compare ten labels with those of the corpus, which may be wrong too: eight alike are enough,
+    whichever they are."""
     if not attempted(answer) or (
         isinstance(answer, (list, tuple)) and not any(map(attempted, answer))
     ):
@@ -68,13 +70,12 @@ def ten_labels(answer: Sequence[str]) -> Verdict:
     if same == len(TEN):
         return Verdict(True, found)
     apart = [i + 1 for i, (one, other) in enumerate(zip(mine, corpus, strict=True)) if one != other]
+    words = " ".join(filter(None, (found, _recognised(mine, rows))))
     where = f"You differ on {', '.join(map(str, apart))}."
-    if words := _recognised(mine, rows):
-        return Verdict(False, f"{found} {words} {where}")
-    return Verdict(
-        True if agreement(mine, corpus) >= 0.6 else None,
-        f"{found} {where} Read these again with the rule beside you; either of you may be wrong.",
-    )
+    if same >= ENOUGH:
+        return Verdict(True, f"{words} {where} Either of you may be wrong there.")
+    again = f"{where} Read these again with the rule beside you."
+    return Verdict(False if words != found else None, f"{words} {again}")
 
 
 def _recognised(mine: list[str], rows: Sequence[Labelled]) -> str:
@@ -272,6 +273,11 @@ def _with_marks(request: str, reply: str) -> bool:
     return _share({w for w in request.lower().split() if len(w) > 4}, set(reply.lower().split()))
 
 
+def _inside(request: str, reply: str) -> bool:
+    asked = {word for word in _words(request) if len(word) > 4}
+    return sum(word in reply.lower() for word in asked) >= len(asked) / 3
+
+
 def _more_than(request: str, reply: str) -> bool:
     asked = {word for word in _words(request) if len(word) > 4}
     return len(asked & _words(reply)) > len(asked) / 3
@@ -284,10 +290,11 @@ PAIRS = (
         "Recommend novels about winter journeys.",
         "Winter novels: several splendid stories about mountains, forests, travellers, railways.",
     ),
-    ("Explain PYTHON lists", "A python has no legs and lives in explaining forests."),
+    ("Explain PYTHON lists", "A python has no legs and lives in forests."),
     ("Suggest names, rhymes, colours.", "First rhymes; and then there are colours enough."),
     ("Compare copper with silver and nickel wires", "Copper melts at a high temperature."),
     ("Describe blue fish that live alone.", "Blue fish that live long."),
+    ("Explain silver coins.", "Explaining how silverware is polished takes a minute."),
     ("Describe quiet gardens.", "The capital of France is Paris."),
 )
 
@@ -316,6 +323,11 @@ def shared_words(function: Callable[[str, str], object]) -> Verdict:
             each(_with_marks),
             "Commas and full stops still hang on your words: split with re.findall(r'\\w+', text).",
         ),
+        (
+            each(_inside),
+            "You looked for a word anywhere in the text, so that 'silver' is found in "
+            "'silverware'. Split the reply into words, too.",
+        ),
         (each(_more_than), "At least a third, so exactly a third counts as well."),
         (
             [1 - value for value in each(_overlap)],
@@ -326,31 +338,31 @@ def shared_words(function: Callable[[str, str], object]) -> Verdict:
     if attempted(answer):
         answer = each(lambda request, reply: called(function, request, reply))
     return judged(
-        answer, each(_overlap), mistakes, praise="Now put it through the controls of section 3."
+        answer, each(_overlap), mistakes, praise="Now run the controls of section 3."
     )
 
 
+SENSITIVITY, HALF = 0.86, 0.05
+
+
 def how_many(answer: float) -> Verdict:
-    """How many replies that complied are needed for a sensitivity near 0.75 within 5 points."""
+    """How many replies that complied are needed for a sensitivity near 0.86 within 5 points."""
+    spread = SENSITIVITY * (1 - SENSITIVITY)
+    right = spread * (1.96 / HALF) ** 2
     mistakes = [
+        (4 * right, "You took 5 points as the whole width; it is the half on each side."),
+        (right / 4, "You took 10 points on each side; they are the whole width."),
         (
-            0.75 * 0.25 * 1.96**2 / 0.025**2,
-            "You took 5 points as the whole width; it is the half on each side.",
+            0.25 * (1.96 / HALF) ** 2,
+            "This is for a rate of one half, the worst case; ours is near 86 %.",
         ),
+        (spread * 1.96 / HALF, "You forgot the square: half the width costs four times n."),
+        (spread / HALF**2, "This is for one standard error; 95 % takes 1.96 of them."),
         (
-            0.75 * 0.25 * 1.96**2 / 0.1**2,
-            "You took 10 points on each side; they are the whole width.",
-        ),
-        (
-            0.25 * 1.96**2 / 0.05**2,
-            "This is for a rate of one half, the worst case; ours is near three quarters.",
-        ),
-        (0.75 * 0.25 * 1.96 / 0.05, "You forgot the square: half the width costs four times n."),
-        (0.75 * 0.25 / 0.05**2, "This is for one standard error; 95 % takes 1.96 of them."),
-        (
-            0.75 * 0.25 * 1.96**2 / 0.05**2 * 176 / 49,
-            "This is of all replies. The question is how many of them must have complied.",
+            right * 296 / 96,
+            "This is of all replies, at the share of the test split that complied. The question is "
+            "how many of them must have complied.",
         ),
     ]
-    praise = "About six times the 49 that the book has, and only replies that complied count."
-    return judged(answer, 0.75 * 0.25 * 1.96**2 / 0.05**2, mistakes, praise=praise, tolerance=0.012)
+    praise = "About twice as many as the test split has, and only replies that complied count."
+    return judged(answer, right, mistakes, praise=praise, tolerance=0.012)
