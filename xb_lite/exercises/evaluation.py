@@ -337,9 +337,7 @@ def shared_words(function: Callable[[str, str], object]) -> Verdict:
     answer = called(function, *PAIRS[0])
     if attempted(answer):
         answer = each(lambda request, reply: called(function, request, reply))
-    return judged(
-        answer, each(_overlap), mistakes, praise="Now run the controls of section 3."
-    )
+    return judged(answer, each(_overlap), mistakes, praise="Now run the controls of section 3.")
 
 
 SENSITIVITY, HALF = 0.86, 0.05
