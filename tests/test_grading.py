@@ -260,6 +260,27 @@ def test_an_answer_brings_along_the_names_it_takes_from_outside(tmp_path, answer
     assert one.source.count("\n") == ast.unparse(ast.parse(answer)).count("\n") + len(needed)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "for x in (1, 2): kept.append(x)",
+        "if True: kept.sort()",
+        "with torch.no_grad():\n    kept.append(1)",
+    ],
+)
+def test_an_answer_that_a_loop_or_a_condition_changes_is_run_as_it_stands(tmp_path, change):
+    path = submission(
+        tmp_path,
+        "kept = []",
+        change,
+        "for x in kept: check.mean_state(x)",
+        "print(kept)",
+        "check.components(kept)",
+    )
+    (components,) = [one for one in exercises_of(path) if one.name == "components"]
+    assert f"kept = []\n{ast.unparse(ast.parse(change))}" in components.source
+
+
 GRADED = ["00_start_here", "01_hidden_states", "02_boundary", "06_convergence"]
 
 

@@ -123,13 +123,10 @@ def _needed(
 ) -> str:
     """The statements that the arguments of a check depend on, and those of its own cell.
 
-    ``checks`` are the names of the modules with the checks: asking one changes nothing in it, so an
-    answer that reads ``check.TABLE`` does not run the other answers.
+    ``checks`` are the names of the modules with the checks.
     """
     names = set().union(*map(_read, call.args))
-    given = [
-        _given(node) - (checks if isinstance(node, ast.Expr) else set()) for _, node in statements
-    ]
+    given = [_given(node, checks) for _, node in statements]
     kept: set[int] = {i for i, (number, _) in enumerate(statements) if number == cell}
     for i in kept:
         names |= _read(statements[i][1])
@@ -182,15 +179,19 @@ def _bound(alias: ast.alias) -> str:
     return alias.asname or alias.name.partition(".")[0]
 
 
-def _given(node: ast.AST) -> set[str]:
-    """The names that a statement gives a value to, or whose value it changes."""
+def _given(node: ast.AST, checks: set[str]) -> set[str]:
+    """The names that a statement gives a value to, or whose value it changes.
+
+    ``checks`` are the names of the modules with the checks: asking one changes nothing in it, so an
+    answer that reads ``check.TABLE`` does not run the other answers.
+    """
     found = _stored([node])
     for part in _of_its_scope([node]):
-        if isinstance(part, (ast.Subscript, ast.Attribute)) and isinstance(part.ctx, ast.Store):
-            found |= _root(part)
-    match node:
-        case ast.Expr(ast.Call(ast.Attribute() as method)):
-            found |= _root(method)  # answers.append(3), and not print(answers)
+        match part:
+            case (ast.Subscript() | ast.Attribute()) if isinstance(part.ctx, ast.Store):
+                found |= _root(part)
+            case ast.Expr(ast.Call(ast.Attribute() as method)):
+                found |= _root(method) - checks  # answers.append(3), and not print(answers)
     return found
 
 
