@@ -281,6 +281,11 @@ def test_an_answer_that_a_loop_or_a_condition_changes_is_run_as_it_stands(tmp_pa
     assert f"kept = []\n{ast.unparse(ast.parse(change))}" in components.source
 
 
+def test_an_answer_given_by_name_is_graded_as_any_other(tmp_path):
+    one = graded(tmp_path, MEAN, "more = {}\ncheck.mean_state(answer=mean_state, **more)")
+    assert one.status == "good", one
+
+
 GRADED = ["00_start_here", "01_hidden_states", "02_boundary", "06_convergence"]
 
 

@@ -26,8 +26,8 @@ class Exercise:
     """One check in a notebook.
 
     ``chapter`` is a module of ``xb_lite.exercises`` and ``name`` a function of it; ``cell`` counts
-    the code cells from 1. ``source`` runs first, then ``arguments``, a tuple, is evaluated.
-    ``fault`` says why there is nothing to run.
+    the code cells from 1. ``source`` runs first, then ``arguments``, a tuple, and ``by_name``, a
+    dictionary, are evaluated. ``fault`` says why there is nothing to run.
     """
 
     chapter: str
@@ -35,6 +35,7 @@ class Exercise:
     cell: int
     source: str = ""
     arguments: str = "()"
+    by_name: str = "{}"
     fault: str = ""
 
 
@@ -67,6 +68,7 @@ def exercises_of(path: str | Path) -> list[Exercise]:
                 number,
                 _needed(statements[:place], number, call, set(chapters)),
                 ast.unparse(ast.Tuple(call.args, ast.Load())),
+                _by_name(call.keywords),
             )
     for number, source, fault in broken:
         for alias, name in re.findall(r"\b(\w+)\.(\w+)\(", source):
@@ -125,7 +127,7 @@ def _needed(
 
     ``checks`` are the names of the modules with the checks.
     """
-    names = set().union(*map(_read, call.args))
+    names = set().union(*map(_read, [*call.args, *call.keywords]))
     given = [_given(node, checks) for _, node in statements]
     kept: set[int] = {i for i, (number, _) in enumerate(statements) if number == cell}
     for i in kept:
@@ -139,6 +141,12 @@ def _needed(
         for i in more:
             names |= _read(statements[i][1])
     return "\n".join(_as_source(statements[i][1], names) for i in sorted(kept))
+
+
+def _by_name(keywords: list[ast.keyword]) -> str:
+    """Keyword arguments as the text of a dictionary."""
+    names = [word.arg and ast.Constant(word.arg) for word in keywords]  # None stands for **more
+    return ast.unparse(ast.Dict(names, [word.value for word in keywords]))
 
 
 def _as_source(node: ast.stmt, names: set[str]) -> str:

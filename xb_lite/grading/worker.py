@@ -121,7 +121,7 @@ def _run(check: FunctionType, exercise: dict, job: dict, channel: int) -> None:
         program = compile(exercise["source"], f"cell {exercise['cell']}", "exec")
         space: dict = {"__name__": "submission"}
         exec(program, space)
-        verdict = check(*eval(exercise["arguments"], space))
+        verdict = check(*eval(exercise["arguments"], space), **eval(exercise["by_name"], space))
         found = [verdict.right, str(verdict.text)]
     except MemoryError:
         found = [False, f"It takes more than {job['memory'] >> 20} MB of memory."]
