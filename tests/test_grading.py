@@ -286,6 +286,19 @@ def test_an_answer_given_by_name_is_graded_as_any_other(tmp_path):
     assert one.status == "good", one
 
 
+@pytest.mark.parametrize(
+    ("cell", "source"),
+    [
+        ("text = ('%d items'\n        % 3)", "text = '%d items' % 3"),
+        ('text = """a\n!b"""', "text = 'a\\n!b'"),
+        ("!ls 'x\n%matplotlib inline\ntext = (7\n  % 3)\nif text:\n    !ls", "text = 7 % 3"),
+    ],
+)
+def test_only_lines_for_ipython_are_left_out(tmp_path, cell, source):
+    (one,) = exercises_of(submission(tmp_path, cell, "check.components(text)"))
+    assert one.source.splitlines()[-1] == source
+
+
 GRADED = ["00_start_here", "01_hidden_states", "02_boundary", "06_convergence"]
 
 

@@ -50,7 +50,7 @@ def exercises_of(path: str | Path) -> list[Exercise]:
     broken: list[tuple[int, str, str]] = []
     for number, source in enumerate(cells, start=1):
         try:
-            parsed.append((number, ast.parse(_without_magics(source)).body))
+            parsed.append((number, _parsed(source)))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             broken.append((number, source, f"cell {number} is not Python: {error}"))
     statements = [(number, node) for number, body in parsed for node in body]
@@ -89,10 +89,23 @@ def _code_cells(path: Path) -> list[str]:
         raise ValueError(f"{path} is no notebook: {error!r}.") from error
 
 
-def _without_magics(source: str) -> str:
+def _parsed(source: str) -> list[ast.stmt]:
+    """The statements of a cell; a line for IPython does nothing.
+
+    Such a line is known by Python's error: elsewhere ``%`` is a remainder, and a string may have a
+    line that begins with ``!``.
+    """
     if source.lstrip().startswith("%%"):
-        return ""
-    return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.M)
+        return []
+    lines = re.split(r"\r\n?|\n", source)
+    while True:
+        try:
+            return ast.parse("\n".join(lines)).body
+        except SyntaxError as error:
+            at = (error.lineno or 0) - 1
+            if at < 0 or not (magic := re.match(r"(\s*)[%!]", lines[at])):
+                raise
+            lines[at] = f"{magic[1]}pass"
 
 
 def _chapters(statements: Iterable[ast.stmt]) -> Iterator[tuple[str, str]]:
