@@ -299,6 +299,13 @@ def test_only_lines_for_ipython_are_left_out(tmp_path, cell, source):
     assert one.source.splitlines()[-1] == source
 
 
+@pytest.mark.parametrize("character", ["a", "\U0001f600", "\0"])
+def test_a_long_reason_is_cut_and_is_still_a_reason(tmp_path, character):
+    code = f"def mean_state(states, mask):\n    raise ValueError({character!r} * 30000)\n"
+    one = graded(tmp_path, code, CHECK)
+    assert one.why == f"ValueError: {character * 30000}"[:20_000]
+
+
 GRADED = ["00_start_here", "01_hidden_states", "02_boundary", "06_convergence"]
 
 

@@ -26,7 +26,8 @@ WELCOME = (
 )
 # By chapter what the package imports only when it is used: in a fork that would look hostile.
 WHEN_USED = {"convergence": "ot"}
-MOST = 20_000  # characters of what a fork says
+MOST = 20_000  # characters of a reason
+LONGEST = 13 * MOST  # bytes of what a fork says: JSON writes up to twelve for a character
 
 
 def main() -> None:
@@ -135,7 +136,8 @@ def _run(check: FunctionType, exercise: dict, job: dict, channel: int) -> None:
     if _code() != before:
         os.write(channel, b"hostile: changes the check\n")
     else:
-        os.write(channel, json.dumps(found)[:MOST].encode())
+        right, why = found
+        os.write(channel, json.dumps([right, why[:MOST]]).encode())
     os._exit(0)
 
 
@@ -157,7 +159,7 @@ def _heard(channel: int, seconds: int) -> tuple[str, bool]:
         if select.select([channel], [], [], left)[0]:
             piece = os.read(channel, 4096)
             said += piece
-            if not piece or len(said) > 2 * MOST:
+            if not piece or len(said) > LONGEST:
                 return said.decode("utf-8", "replace"), True
     return said.decode("utf-8", "replace"), False
 
