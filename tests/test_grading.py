@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+import sysconfig
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -116,7 +117,16 @@ HOSTILE = [
     ("from pathlib import Path; Path('HOME/new').write_text('x')", "writes HOME/new"),
     ("import os; os.remove(b'HOME/.ssh/id')", "writes HOME/.ssh/id"),
     ("import shutil; shutil.rmtree('HOME')", "reads HOME"),
-    ("import os; os.symlink('HOME', 'link')", "writes HOME"),
+    ("import os; os.symlink('HOME', 'link')", "makes a link"),
+    ("import os; os.makedirs('a'); os.chdir('a')", "leaves its folder"),
+    ("import os; os.open('HOME/..', 0)", "reads "),
+    ("import os; os.open('/', 0)", "reads /"),
+    (
+        "import os; os.makedirs('a'); os.open('../..HOME/.ssh/id', 0, dir_fd=os.open('a', 0))",
+        "reads ",
+    ),
+    ("open('/dev/fd/../root/HOME/.ssh/id').read()", "reads HOME/.ssh/id"),
+    ("import sqlite3; sqlite3.connect(':memory:')", "opens a database"),
     ("import numpy; numpy.fromfile('HOME/.ssh/id')", "reads HOME/.ssh/id"),
     ("open('/proc/1/environ', 'rb').read()", "reads /proc/1/environ"),
     ("import socket; socket.create_connection(('127.0.0.1', PORT))", "uses the network"),
@@ -158,6 +168,29 @@ def test_a_hostile_submission_is_reported_and_does_no_harm(tmp_path, home, code,
     assert (home / ".ssh" / "id").read_text() == "a key"
 
 
+@pytest.mark.parametrize(
+    ("granted", "said"),
+    [
+        (report.WALLS[0], "Linux itself keeps files, network and processes apart; and an audit"),
+        (report.WALLS[-1], "Linux itself keeps network and processes apart, but not files"),
+        ((), "an audit hook of Python alone, which does not hear what compiled code does"),
+    ],
+)
+def test_what_is_not_protected_is_said(monkeypatch, granted, said):
+    tried = []
+
+    def tries(command, **_):
+        tried.append(command)
+        return SimpleNamespace(returncode=int(command[: len(granted)] != [*granted] or not granted))
+
+    monkeypatch.setattr(report.subprocess, "run", tries)
+    monkeypatch.setattr(report.shutil, "which", lambda name: name)
+    report._walls.cache_clear()
+    assert report.isolation().startswith(said)
+    assert len(tried) == (len(report.WALLS) if not granted else report.WALLS.index(granted) + 1)
+    report._walls.cache_clear()
+
+
 def test_without_walls_of_the_system_the_hook_is_named_and_no_key_gets_through(
     tmp_path, home, monkeypatch, capsys
 ):
@@ -177,6 +210,44 @@ def test_without_walls_of_the_system_the_hook_is_named_and_no_key_gets_through(
     assert re.search(r"^wrong +components +ValueError: \(None, \['note'\]\)", said, re.M)
     assert "1 hostile, 1 wrong, 4 missing" in said
     assert not (home / "note").exists()
+
+
+def test_compiled_code_that_no_hook_hears_meets_the_walls(tmp_path, home):
+    if "--mount" not in report._walls():
+        pytest.skip("This system does not grant the namespaces that the walls need.")
+    beside = Path(sysconfig.get_path("purelib")) / "xb-grade-test.pt"
+    shell = f"cat {home}/.ssh/id >said; touch {home}/new {beside} 2>>said"
+    spawn = "from multiprocessing.util import spawnv_passfds as start\nimport os\n"
+    spawn += f"os.waitpid(start(b'/bin/sh', [b'sh', b'-c', b{shell!r}], []), 0)\n"
+    stolen = f"torch.from_file('{home}/.ssh/id', size=5, dtype=torch.uint8)"
+    path = submission(
+        tmp_path,
+        "torch.save({}, 'own.pt')\nraise ValueError(len(torch.load('own.pt')))\n"
+        "check.without_direction(1)",
+        f"torch.save({{}}, '{beside}')\ncheck.mean_state(1)",
+        f"torch.save({{}}, '{home}/new')\ncheck.last_prompt_token(1)",
+        f"raise ValueError({stolen})\ncheck.layer_output(1)",
+        f"{spawn}raise ValueError(open('said').read())\ncheck.components(1)",
+    )
+    try:
+        found = {one.name: one for one in grade(path)}
+    finally:
+        written = beside.exists()
+        beside.unlink(missing_ok=True)
+    assert not written
+    assert [file.name for file in home.rglob("*")] == [".ssh", "id"]
+    for name in ("mean_state", "last_prompt_token", "layer_output"):
+        assert found[name].status == "wrong" and "rror: " in found[name].why, found[name]
+    assert "107" not in found["layer_output"].why  # the k of "a key"
+    assert "Read-only file system" in found["components"].why
+    assert "a key" not in found["components"].why
+    assert found["without_direction"].why == "ValueError: 0"
+
+
+def test_walls_that_cannot_be_raised_end_the_grading(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_walls", lambda: ("sh", "-c", 'exec "$@"', "--mount"))
+    with pytest.raises(ValueError, match=r"(?s)could not start.*namespaces of their own"):
+        grade(submission(tmp_path, MEAN, CHECK))
 
 
 def test_only_what_a_check_needs_is_run(tmp_path):

@@ -6,7 +6,7 @@ python -m xb_lite train      train a defense by a recipe
 python -m xb_lite scale      turn a trained defense down, or up
 python -m xb_lite evaluate   ask a model prompts, have its replies judged, print and keep the rates
 python -m xb_lite serve      put a prompt defense in front of a model, for any OpenAI client
-python -m xb_lite grade      run the exercises of submitted notebooks where they can do no harm
+python -m xb_lite grade      run the exercises of submitted notebooks, kept from your files
 python -m xb_lite reproduce  make the book's results that are missing, or say which are there
 
 `python -m xb_lite COMMAND --help` lists a command's options. The installed command xb-lite is the

@@ -1,4 +1,4 @@
-"""Grading: the exercises of a submitted notebook, run where they can do no harm.
+"""Grading: the exercises of a submitted notebook, run behind the walls that this system grants.
 
 A lecturer runs ``xb-lite grade FILE.ipynb``; a script calls ``grade``.
 """

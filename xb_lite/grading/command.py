@@ -16,9 +16,17 @@ def add_grade(commands: argparse._SubParsersAction) -> None:
     """Add ``grade`` to the commands of the book."""
     parser = commands.add_parser(
         "grade",
-        help="run the exercises of submitted notebooks where they can do no harm",
+        help="run the exercises of submitted notebooks, kept from your files",
         description="Says for each exercise: good, wrong with the reason, open, missing, endless "
-        "or hostile. A submission has no network, an empty home folder, and these limits.",
+        "or hostile. A submission has an empty home folder, none of your environment variables and "
+        "the limits below. The first line says what else protects this machine. Where Linux keeps "
+        "files, network and processes apart, compiled code and programs that a submission starts "
+        "have no network, see none of your processes, write only to a folder in memory, and do not "
+        "find home folders, the folder of the submission, the one you are in, temporary files, "
+        "sockets or devices. What Python and the book need there, and files elsewhere on the disk, "
+        "they read as you can. Without this an audit hook ends what "
+        "tries such things in plain Python, and does not hear compiled code: torch.save, for "
+        "example, writes wherever you may.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE.ipynb", help="submissions")
     parser.add_argument("--seconds", type=int, default=20, help="for an exercise (default: 20)")

@@ -2,8 +2,11 @@
 
 The hook hears what Python itself does (files, sockets, processes, native code) before it happens.
 It writes down what was tried and ends the process at once, so that nothing can be caught, retried
-or taken apart. Code that found a fault in a compiled library would not be heard; against that stand
-the limits, and a network and process space of its own where the system grants one.
+or taken apart. It says what an honest answer ran into, and stops what is tried in plain Python.
+
+Compiled code that opens a file or starts a program by itself is not heard, and needs no fault for
+that: ``torch.save``, ``torch.from_file`` and ``_posixsubprocess.fork_exec`` are such. Against that
+stand the limits, and the walls of Linux where they are granted (``walls.py``).
 """
 
 from __future__ import annotations
@@ -25,9 +28,14 @@ LOOSENED = ("resource.setrlimit", "resource.prlimit", "sys.addaudithook", "gc.ge
 READS = ("os.listdir", "os.scandir")
 WRITES = (
     *("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.chmod", "os.chown", "os.link"),
-    *("os.symlink", "os.truncate", "os.utime", "os.setxattr", "os.removexattr", "os.chdir"),
-    "sqlite3.connect",
+    *("os.truncate", "os.utime", "os.setxattr", "os.removexattr"),
 )
+# What makes a path lead elsewhere than it says, and what opens files by itself.
+ELSEWHERE = {
+    "os.symlink": "makes a link",
+    "os.chdir": "leaves its folder",
+    "sqlite3.connect": "opens a database",
+}
 DEVICES = ("/dev/null", "/dev/urandom")
 OF_THE_SYSTEM = ("/proc/cpuinfo", "/proc/meminfo", "/proc/self/status", "/proc/self/maps")
 
@@ -54,7 +62,7 @@ def guard(
 
     Args:
         channel: a file descriptor; a line ``hostile: …`` says what was tried.
-        scratch: the one folder in which files may be written.
+        scratch: the working folder, and the one in which files may be written.
         readable: folders that may be read although they lie in one of ``denied``.
         denied: folders that may not be read. All are absolute, with symbolic links resolved.
     """
@@ -64,12 +72,12 @@ def guard(
 def _hook(channel, scratch, readable, denied):
     # All names below are local: a submission can replace those of modules and of builtins.
     text, raw, whole, is_a = str, bytes, int, isinstance
-    end, here, send = posix._exit, posix.getcwd, posix.write
+    end, send, stat, readlink = posix._exit, posix.write, posix.stat, posix.readlink
     begins, split, join = str.startswith, str.split, str.join
     encode, decode, swap = str.encode, bytes.decode, str.replace
     network, processes, native, loosened = NETWORK, PROCESSES, NATIVE, LOOSENED
-    reads, writes = READS, WRITES
-    always = (scratch, *DEVICES, *OF_THE_SYSTEM, *readable)
+    reads, writes, elsewhere, fails = READS, WRITES, dict(ELSEWHERE), OSError
+    always = (scratch, *DEVICES, *map(os.path.realpath, OF_THE_SYSTEM), *readable)
     devices, newline = DEVICES, "\n"
     changing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -78,17 +86,36 @@ def _hook(channel, scratch, readable, denied):
         end(3)
 
     def plain(path):
-        """The path without dots; links that lead elsewhere cannot be made here."""
+        """A plain string, whatever class it had."""
         if is_a(path, raw):
             path = decode(path, "utf-8", "surrogateescape")
-        path = join("", (path, ""))  # a plain string, whatever class it had
-        parts = []
-        for part in split(path if begins(path, "/") else f"{here()}/{path}", "/"):
+        return join("", (path, ""))
+
+    def absolute(path):
+        path = plain(path)
+        return path if begins(path, "/") else f"{scratch}/{path}"
+
+    def real(path):
+        """Where an absolute path leads: ``/dev/fd/..`` is not ``/dev``."""
+        waiting, found, links = split(path, "/"), [], 0
+        while waiting:
+            part, *waiting = waiting
             if part == "..":
-                parts = parts[:-1]
+                found = found[:-1]
             elif part not in ("", "."):
-                parts = [*parts, part]
-        return "/" + join("/", parts)
+                step = [*found, part]
+                try:
+                    target = readlink("/" + join("/", step))
+                except fails:  # no link
+                    found = step
+                    continue
+                links += 1
+                if links > 40:  # as Linux
+                    stop("follows links without end")
+                waiting = [*split(target, "/"), *waiting]
+                if begins(target, "/"):
+                    found = []
+        return "/" + join("/", found)
 
     def inside(path, folders):
         for folder in folders:
@@ -98,15 +125,29 @@ def _hook(channel, scratch, readable, denied):
 
     def read(path):
         if is_a(path, (text, raw)):
-            path = plain(path)
+            path = absolute(path)
+            if inside(path, readable) and ".." not in split(path, "/"):
+                return  # links there were not made by the submission
+            path = real(path)
             if not inside(path, always) and inside(path, (*denied, "/proc")):
                 stop(f"reads {path}")
 
     def write(path):
         if is_a(path, (text, raw)):
-            path = plain(path)
+            path = real(absolute(path))
             if not inside(path, (scratch, *devices)):
                 stop(f"writes {path}")
+
+    def start_there(path):
+        """``os.open``: a folder outside can be where a later path starts (``dir_fd``), and the
+        event of that path does not name it."""
+        if is_a(path, (text, raw)) and not inside(real(absolute(path)), (scratch,)):
+            try:
+                is_folder = stat(absolute(path)).st_mode & 0o170000 == 0o040000
+            except fails:  # it cannot be opened either
+                is_folder = False
+            if is_folder or not begins(plain(path), "/"):
+                stop(f"reads {real(absolute(path))}")
 
     def hook(event, arguments):
         if event == "open":
@@ -114,13 +155,17 @@ def _hook(channel, scratch, readable, denied):
             writing = is_a(flags, whole) and flags & changing
             writing = writing or (is_a(mode, text) and ("w" in mode or "a" in mode or "+" in mode))
             (write if writing else read)(path)
+            if mode is None:
+                start_there(path)
         elif begins(event, reads):
-            read(here() if not arguments or arguments[0] is None else arguments[0])
+            read(scratch if not arguments or arguments[0] is None else arguments[0])
+        elif event in elsewhere:
+            stop(elsewhere[event])
         elif begins(event, writes):
             for path in arguments:
                 write(path)
         elif event == "import":
-            if is_a(arguments[1], text) and inside(plain(arguments[1]), (scratch,)):
+            if is_a(arguments[1], text) and inside(real(absolute(arguments[1])), (scratch,)):
                 stop("loads native code of its own")
         elif begins(event, network):
             if event != "socket.gethostname":

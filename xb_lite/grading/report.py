@@ -1,4 +1,4 @@
-"""Grade a submitted notebook: each exercise in a process that can do no harm."""
+"""Grade a submitted notebook: each exercise in a process of its own, kept from your files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from xb_lite.files import cache_folder
+from xb_lite.grading import walls
 from xb_lite.grading.submission import Exercise, exercises_of
 
 PACKAGE = Path(__file__).resolve().parents[1]
 KEPT = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT")  # of the environment: no keys, no tokens
+UNHEARD = "which does not hear what compiled code does (torch.save writes where you may)"
 LOADING = 180  # seconds until torch and the rest are there
-# The kernel's own walls, tried in this order: user, network and process spaces.
-APART = ("--net", "--pid", "--fork", "--kill-child")
-WALLS = (("unshare", "--user", "--map-root-user", *APART), ("unshare", *APART))
+# The kernel's own walls, tried in this order: first with namespaces for files, and as a user of its
+# own, which is granted without being root.
+APART = ("--net", "--pid", "--ipc", "--fork", "--kill-child")
+AS_USER = ("--user", "--map-root-user")
+WALLS = tuple(
+    ("unshare", *user, *files, *APART) for files in (("--mount",), ()) for user in (AS_USER, ())
+)
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,14 @@ class Grade:
 def grade(path: str | Path, *, seconds: int = 20, memory: int = 2048) -> list[Grade]:
     """Run the exercises of a submission, each by itself, and say how they went.
 
-    A submission has no network, an empty home folder, no environment variables of yours, and the
-    time and memory given here. It can write to a temporary folder only, and read neither home
-    folders nor the folder of the submission. The verdict is reached in its own process: this keeps
-    your machine safe, and does not prove that nobody forged a "good".
+    A submission has an empty home folder, no environment variables of yours, and in each process
+    the time and memory given here. It is to write to a temporary folder only, use no network, start
+    no program, and read neither home folders nor the folder of the submission. Python's audit hook
+    ends what tries this in plain Python; what compiled code does it does not hear. Where Linux
+    grants namespaces (``isolation`` says it), the system itself keeps all of this but the start of
+    programs, which are then as shut in as what started them; elsewhere compiled code reads and
+    writes what you can. The verdict is reached in the submission's own process, so that "good" does
+    not prove that nobody forged it.
 
     Args:
         path: a notebook.
@@ -100,19 +110,29 @@ def job_of(
 
 
 def isolation() -> str:
-    """What keeps a submission from the network and from other processes on this machine."""
+    """What keeps a submission from files, network and processes of this machine, in one line."""
+    if "--mount" in _walls():
+        return "Linux itself keeps files, network and processes apart; and an audit hook of Python"
     if _walls():
-        return "a network and a process space of its own, and an audit hook of Python"
-    return "an audit hook of Python alone (this system grants no network space of its own)"
+        return (
+            "Linux itself keeps network and processes apart, but not files: these are kept by an "
+            f"audit hook of Python alone, {UNHEARD}"
+        )
+    return f"an audit hook of Python alone, {UNHEARD}"
 
 
 @functools.cache
 def _walls() -> tuple[str, ...]:
+    """The command that starts a program in the most that this system grants."""
+    if not shutil.which("unshare"):
+        return ()
+    place = {"scratch": os.path.realpath(tempfile.gettempdir())}
+    told = json.dumps({**place, "readable": _readable(), "denied": _homes()})
     for wall in WALLS:
-        if shutil.which(wall[0]):
-            tried = subprocess.run([*wall, "true"], capture_output=True, stdin=subprocess.DEVNULL)
-            if tried.returncode == 0:
-                return wall
+        program = [sys.executable, "-I", walls.__file__] if "--mount" in wall else ["true"]
+        tried = subprocess.run([*wall, *program], capture_output=True, input=told, text=True)
+        if tried.returncode == 0:
+            return wall
     return ()
 
 
@@ -136,7 +156,8 @@ def _ask(job: dict, longest: int) -> list:
         text=True,
     )
     try:
-        said, failed = worker.communicate(json.dumps(job), timeout=longest)
+        told = json.dumps({**job, "enclosed": "--mount" in _walls()})
+        said, failed = worker.communicate(told, timeout=longest)
     except subprocess.TimeoutExpired as error:
         said, failed = (error.stdout or b"").decode("utf-8", "replace"), ""
     finally:
@@ -160,9 +181,12 @@ def _readable() -> list[str]:
 
 def _denied(submission: Path) -> list[str]:
     """The home folders, where grading was started, and where submissions lie."""
+    return _real({*_homes(), Path.cwd(), submission.parent, cache_folder()})
+
+
+def _homes() -> list[str]:
     homes = {"~", pwd.getpwuid(os.getuid()).pw_dir, "/home", "/root", "/Users"}
-    own = {Path.cwd(), submission.parent, cache_folder()}
-    return _real({*map(os.path.expanduser, homes), *own})
+    return _real(map(os.path.expanduser, homes))
 
 
 def _real(paths: Iterable[str | Path]) -> list[str]:

@@ -209,7 +209,7 @@ def _given(node: ast.AST, checks: set[str]) -> set[str]:
     found = _stored([node])
     for part in _of_its_scope([node]):
         match part:
-            case (ast.Subscript() | ast.Attribute()) if isinstance(part.ctx, ast.Store):
+            case ast.Subscript() | ast.Attribute() if isinstance(part.ctx, ast.Store):
                 found |= _root(part)
             case ast.Expr(ast.Call(ast.Attribute() as method)):
                 found |= _root(method) - checks  # answers.append(3), and not print(answers)

@@ -18,6 +18,7 @@ import time
 from types import FunctionType
 
 from xb_lite.grading.guard import guard, limit
+from xb_lite.grading.walls import enclose
 
 # Loaded before the limits hold: what the chapters import, and nothing that a submission brings.
 WELCOME = (
@@ -33,6 +34,8 @@ LONGEST = 13 * MOST  # bytes of what a fork says: JSON writes up to twelve for a
 def main() -> None:
     """Grade a job from stdin; to stdout goes a line of JSON an exercise, then what was missing."""
     job = json.load(sys.stdin)
+    if job["enclosed"]:
+        enclose(scratch=job["scratch"], readable=job["readable"], denied=job["denied"])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # what a library prints is no answer
     for exercise in job["exercises"]:
@@ -110,6 +113,7 @@ def _run(check: FunctionType, exercise: dict, job: dict, channel: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
+    os.chdir(job["scratch"])
     before = _code()
     limit(job["seconds"], job["memory"])
     guard(
