@@ -51,6 +51,7 @@ print(json.dumps({
     "attached": tried(attached),
     "shell": shell(f"cat {BOOK}/teaching.md; touch {WRITABLE}/c; chmod 700 {WRITABLE}"),
     "undone": shell(f"umount {BOOK}; mount -o remount,rw,bind /; ls -A {BOOK}"),
+    "another user": shell("unshare --user true"),
     "processes": [name for name in os.listdir("/proc") if name.isdigit()],
     "sockets": os.listdir("/run"),
     "power": [line.split()[1] for line in open("/proc/self/status") if line.startswith("Cap")],
@@ -83,6 +84,7 @@ def test_a_program_in_walls_finds_nothing_and_changes_nothing(tmp_path, wall):
     assert "unable to open database" in found["attached"]
     assert "No such file" in found["shell"] and found["shell"].count("Read-only") == 2
     assert found["undone"].endswith("\nstatic\n") and "superuser" in found["undone"]
+    assert "unshare failed" in found["another user"] or "--user" not in wall
     assert (found["processes"], found["sockets"]) == (["1"], [])
     assert set(found["power"]) == {"0" * 16}
     assert not list(tmp_path.iterdir())  # what it wrote was in memory

@@ -22,7 +22,7 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 ROOM = "256m"  # of memory, for what a submission writes
 
 # From <sys/mount.h>, <linux/mount.h>, <linux/prctl.h> and <linux/capability.h>.
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC = 1, 2, 4, 1 << 12, 1 << 14
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC = 2, 4, 1 << 12, 1 << 14
 MOUNT_SETATTR = 442  # the same number on every architecture; since Linux 5.12
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 ATTR_RDONLY, ATTR_NOSUID = 1, 2
@@ -66,7 +66,8 @@ def enclose(*, scratch: str, readable: Iterable[str], denied: Iterable[str]) -> 
     os.makedirs(scratch, exist_ok=True)
     for there in opened.values():
         os.close(there)  # each would be a way out
-    mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV)
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV)
+    _no_user_namespaces()
     _read_only(libc)
     mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=700,size={ROOM}")
     os.chdir(scratch)
@@ -90,6 +91,18 @@ def _place(path: str, is_folder: bool) -> None:
     os.makedirs(path if is_folder else os.path.dirname(path), exist_ok=True)
     if not is_folder and not os.path.exists(path):
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+
+
+def _no_user_namespaces() -> None:
+    """In another one there would be privileges again, over new mounts (control groups) at least.
+
+    The number is that of the namespace made for this process, which has one user.
+    """
+    with open("/proc/self/uid_map") as file:
+        users = file.read().split()[2]
+    if users == "1":
+        with open("/proc/sys/user/max_user_namespaces", "w") as file:
+            file.write("0")
 
 
 def _read_only(libc: ctypes.CDLL) -> None:
