@@ -27,10 +27,12 @@ UNHEARD = "which does not hear what compiled code does (torch.save writes where 
 LOADING = 180  # seconds until torch and the rest are there
 # The kernel's own walls, tried in this order: first with namespaces for files, and as a user of its
 # own, which is granted without being root.
-APART = ("--net", "--pid", "--ipc", "--fork", "--kill-child")
+APART = ("--net", "--pid", "--fork", "--kill-child")
 AS_USER = ("--user", "--map-root-user")
 WALLS = tuple(
-    ("unshare", *user, *files, *APART) for files in (("--mount",), ()) for user in (AS_USER, ())
+    ("unshare", *user, *files, *APART)
+    for files in (("--mount", "--ipc"), ())
+    for user in (AS_USER, ())
 )
 
 

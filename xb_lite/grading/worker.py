@@ -36,6 +36,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     if job["enclosed"]:
         enclose(scratch=job["scratch"], readable=job["readable"], denied=job["denied"])
+        importlib.import_module("torch")  # its error is told, where the walls hide what it needs
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # what a library prints is no answer
     for exercise in job["exercises"]:
