@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,6 +162,15 @@ def test_replies_of_all_processes_are_where_the_evaluation_looks(tmp_path, monke
     assert len(replies) == len(items) and asked == by_both
     (store,) = (tmp_path / "replies").glob("*.jsonl")
     assert len(store.read_text().splitlines()) == 1 + len(items)
+
+
+def test_who_is_done_waits_for_hours(monkeypatch):
+    joined = []
+    monkeypatch.setattr(shares, "PartialState", lambda **how: joined.append(how))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shares.join_processes(cpu=True)
+    (how,) = joined
+    assert how["cpu"] is True and how["timeout"] >= timedelta(hours=24)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 
 from accelerate import PartialState
 
@@ -16,6 +17,9 @@ from xb_lite.replies.cache import ask_into, batches, reply_store, run_of
 from xb_lite.replies.types import Backend, Decoding
 from xb_lite.results.logs import Log
 
+# Shares take hours and are uneven; the default of 10 minutes (NCCL) or 30 (gloo) ends who waits.
+LONGEST_WAIT = timedelta(days=2)
+
 
 def processes() -> int:
     """How many a launcher (``accelerate launch``, ``torchrun``, Slurm) has started."""
@@ -23,9 +27,10 @@ def processes() -> int:
 
 
 def join_processes(cpu: bool) -> None:
-    """Before a model is loaded: says which GPU is this process's."""
+    """Before a model is loaded: says which GPU is this process's, and how long it waits for the
+    others."""
     if processes() > 1:
-        PartialState(cpu=cpu)
+        PartialState(cpu=cpu, timeout=LONGEST_WAIT)
 
 
 def ask_shared(
