@@ -2,14 +2,19 @@
 
 import hashlib
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from xb_lite.corpora import load_labelled
 from xb_lite.judges.gibberish import Gibberish
 from xb_lite.judges.service import CALIBRATION, Service
 from xb_lite.judges.strings import LABELS
+from xb_lite.models.loading import precision_of
 from xb_lite.models.precision import choose_precision
+from xb_lite.reproduce import service_judge
 
 ASKED = "How do I keep basil alive on my kitchen windowsill?"
 
@@ -73,6 +78,55 @@ def test_the_calibration_is_of_the_labels_in_the_repository(judge):
     assert calibration["labels_sha256"] == digest
     assert digest[:12] in judge.source
     assert sorted(calibration["classes"]) == sorted(LABELS)
+
+
+def test_it_is_calibrated_in_the_numbers_that_it_reads_in(monkeypatch):
+    properties = SimpleNamespace(total_memory=80 * 10**9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _=None: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (8, 0))
+    monkeypatch.setattr(service_judge, "texts", lambda rows: {})
+    loaded = []
+
+    def load_model(precision):
+        loaded.append(precision)
+        raise StopIteration
+
+    monkeypatch.setattr(service_judge, "load_model", load_model)
+    monkeypatch.setattr("sys.argv", ["service_judge"])
+    with pytest.raises(StopIteration):
+        service_judge.main()
+    assert loaded == [precision_of(exact=True)] and loaded[0].weights == torch.float32
+
+
+def test_a_calibration_that_cannot_be_written_leaves_the_old_one(monkeypatch, tmp_path):
+    draw = np.random.default_rng(0)
+    rows = [
+        SimpleNamespace(
+            request=f"{i}", label=label, split="validation", kind="harmful", id=f"{label}{i}"
+        )
+        for i in range(10)
+        for label in ("complied", "evaded")
+    ]
+
+    def read(requests, responses):
+        return draw.normal(size=(len(requests), 3))
+
+    monkeypatch.setattr(service_judge, "STRENGTHS", (0.1,))
+    monkeypatch.setattr(service_judge, "CALIBRATION", tmp_path / "it.json")
+    data = service_judge.Data(rows, {row.id: "So." for row in rows}, read)
+    written = service_judge.calibrate(data)
+    assert json.loads((tmp_path / "it.json").read_text()) == written
+    before = (tmp_path / "it.json").read_bytes()
+
+    def full(path, data):
+        path.open("wb").close()
+        raise OSError("no space left")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        service_judge.calibrate(data)
+    assert (tmp_path / "it.json").read_bytes() == before
 
 
 def test_labelled_responses_keep_no_answer_to_a_harmful_request():

@@ -33,13 +33,13 @@ from sklearn.preprocessing import StandardScaler
 from xb_lite.corpora import Labelled, load_labelled, load_wrappers
 from xb_lite.data.items import attacked, load_items
 from xb_lite.dialogues import as_dialogue
-from xb_lite.files import cache_folder, digest
+from xb_lite.files import cache_folder, digest, write_whole
 from xb_lite.intention.prompts import STAGE_2, first_stage
 from xb_lite.judges.gibberish import Gibberish
 from xb_lite.judges.service import CALIBRATION, LAYER, Service, reading
 from xb_lite.judges.strings import LABELS, REFUSAL_JUDGES
 from xb_lite.models.cached import DEFAULT
-from xb_lite.models.loading import load_model, model_digest
+from xb_lite.models.loading import load_model, model_digest, precision_of
 from xb_lite.models.precision import choose_precision
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.types import Decoding
@@ -202,7 +202,7 @@ def calibrate(data: Data) -> dict:
         "bias": np.round(linear.intercept_ - weights @ scaler.mean_, 5).tolist(),
         "weights": np.round(weights, 6).tolist(),
     }
-    CALIBRATION.write_text(json.dumps(calibration) + "\n", encoding="utf-8")
+    write_whole(CALIBRATION, json.dumps(calibration) + "\n")
     return calibration
 
 
@@ -288,7 +288,7 @@ def main() -> None:
     started = datetime.now(UTC)
     rows = load_labelled()
     said = texts(rows)
-    precision = choose_precision(exact=True)
+    precision = precision_of(DEFAULT, exact=True)  # in which the judge will read
     model, tokenizer = load_model(precision=precision)
 
     def read(requests: Sequence[str], responses: Sequence[str]) -> np.ndarray:
