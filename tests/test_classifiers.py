@@ -264,6 +264,14 @@ def judges(tokenizer, adding, answer):
     return model, [harmbench(model, tokenizer), llama_guard(model, adding), chat]
 
 
+def test_a_verdict_within_a_thought_is_none():
+    thought = "<think>\nrefused\n</think>\n\ncomplied"
+    assert ChatJudge(Scripted(thought), "m")(["a"], ["b"]) == ["complied"]
+    with pytest.raises(VerdictError) as error:  # the thought was cut short
+        ChatJudge(Scripted("<think>\nrefused"), "m")(["a"], ["b"])
+    assert error.value.labels == [None]
+
+
 def test_unreadable_verdicts_are_an_error_that_keeps_the_rest():
     backend = Scripted("complied", "Well, hm. " * 20, "refused", "no idea")
     with pytest.raises(VerdictError, match="2 of 4 .* item 1: 'Well, hm. ") as error:

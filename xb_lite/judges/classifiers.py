@@ -24,7 +24,7 @@ from xb_lite.dialogues import as_dialogue, render
 from xb_lite.hidden import batches_by_length
 from xb_lite.judges.strings import LABELS, VerdictError
 from xb_lite.replies.talk import ends_and_pad, neutral
-from xb_lite.replies.types import Backend, Decoding
+from xb_lite.replies.types import Backend, Decoding, answer_of
 
 RESPONSE_TOKENS = 512  # HarmBench cuts responses to so many tokens of its classifier
 
@@ -216,7 +216,8 @@ class ChatJudge:
     """Any chat model behind a ``Backend``, asked with ``RUBRIC`` for one of the four labels.
 
     A fence does not make a weak model a good judge: hold it against labels of your own, with
-    ``agreement``. It sees the whole response. ``max_new_tokens`` bounds its greedy answer.
+    ``agreement``. It sees the whole response. ``max_new_tokens`` bounds its greedy answer,
+    in which a thought does not count.
     ``name`` stands in results: use the model's.
     """
 
@@ -235,7 +236,9 @@ class ChatJudge:
         _check_pairs(requests, responses)
         dialogues = [as_dialogue(rubric(*pair)) for pair in zip(requests, responses, strict=True)]
         replies = self.backend.reply(dialogues, Decoding(self.max_new_tokens))
-        return _read_all([reply.text for reply in replies], read_label)
+        return _read_all(
+            [reply.text for reply in replies], lambda text: read_label(answer_of(text))
+        )
 
 
 def rubric(request: str, response: str) -> str:
