@@ -57,6 +57,7 @@ JUNK = {
     "nothing": ("", "empty"),
     "white space": (" \n\t ", "empty"),
     "points": ("... ... ...", "empty"),
+    "no whole character": ("\ufffd" * 5, "empty"),
     "a word": ("noise " * 40, "repetition"),
     "a word without spaces": ("gá" + "á" * 60, "repetition"),
     "a word in capitals": ("LCU, lcu, " * 12, "repetition"),

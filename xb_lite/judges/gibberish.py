@@ -147,10 +147,11 @@ def _pieces(text: str) -> list[str]:
 
 def plain_reason(text: str) -> str | None:
     """What needs no model to be seen."""
+    whole = text.rstrip("\ufffd")  # a reply may be cut within a character
     # Letters, numbers and symbols: "+" or a smiley can be an answer, "..." is none.
-    if not any(unicodedata.category(c)[0] in "LNS" for c in text):
+    if not any(unicodedata.category(c)[0] in "LNS" for c in whole):
         return "empty"
-    if _odd(text.rstrip("\ufffd")):  # a reply may be cut within a character
+    if _odd(whole):
         return "characters"
     return "repetition" if _repeats(" ".join(text.lower().split())) else None
 
