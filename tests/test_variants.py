@@ -131,6 +131,7 @@ def test_the_note_stands_in_the_system_message_without_the_opening_words():
         ("'The essential intention of the user's query is.' To learn.", "is To learn. Answer"),
         ("The user's intention is to learn.", "is to learn. Answer"),
         ("To learn.", "is To learn. Answer"),
+        ("To learn. The intention is good.", "is To learn. The intention is good. Answer"),
         ("The intention is", "is not known. Answer"),
         (" ", "is not known. Answer"),
     ],

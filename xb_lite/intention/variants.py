@@ -31,7 +31,7 @@ NOTE = (
     "with your normal response, and strictly adhere to your own security restrictions."
 )
 OPENING = re.compile(
-    r"\W*the (essential |user.s )?intention( of the (user.s )?query)?( is)?\W*", re.I
+    r"\A\W*the (essential |user.s )?intention( of the (user.s )?query)?( is)?\W*", re.I
 )
 BEGINNING = "Answer:\n"  # of the reply that is not to begin with an intention
 
