@@ -131,8 +131,9 @@ def test_a_config_of_ones_own_is_read(tmp_path, offline):
     assert shape_of(tmp_path) == Shape(**sizes, num_key_value_heads=4, attention_bias=True)
     with pytest.raises(ShapeError, match="lacks a size: .*vocab_size"):
         from_config("it", {k: v for k, v in sizes.items() if k != "vocab_size"})
-    with pytest.raises(ShapeError, match="it has experts"):
-        from_config("it", {**sizes, "num_experts": 4})
+    for name in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
+        with pytest.raises(ShapeError, match="it has experts"):
+            from_config("it", {**sizes, name: 4})
     with pytest.raises(ShapeError, match="no/such cannot be had .nothing is fetched here"):
         shape_of("no/such")
     for name in ("/no/such/folder", "./no-such-folder"):

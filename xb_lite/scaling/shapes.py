@@ -127,7 +127,7 @@ def from_config(name: str, config: Mapping[str, object]) -> Shape:
     if str(config.get("model_type", "")).startswith("qwen2"):
         found["attention_bias"] = True  # not in its config
     found.setdefault("num_key_value_heads", found.get("num_attention_heads"))
-    if "num_experts" in config or "num_local_experts" in config:
+    if any(name.endswith("experts") for name in config):  # each kind of model names them otherwise
         raise ShapeError(f"{name} has experts; an estimate is of plain decoders alone.")
     try:
         return Shape(**found)
