@@ -299,6 +299,15 @@ def test_without_resuming_what_is_asked_is_made_anew_and_other_replies_stay(fold
     assert backend.calls == 0
 
 
+def test_two_items_of_one_name_do_not_share_a_reply(folder):
+    backend = Fake()
+    twice = [direct(0), replace(direct(1), id=direct(0).id)]
+    with pytest.raises(ValueError, match=f"named '{direct(0).id}': names must differ"):
+        ask(backend, twice, DECODING, subject=SUBJECT)
+    assert backend.calls == 0
+    assert len(ask(backend, [direct(0), direct(0)], DECODING, subject=SUBJECT)) == 2
+
+
 def test_without_resuming_even_a_damaged_log_is_made_anew(folder):
     first = run(folder)
     log = folder / "log.jsonl"

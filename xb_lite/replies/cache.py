@@ -34,8 +34,11 @@ def ask(
     Args and errors as in ``evaluate``; nothing is judged or logged. Another process that asks the
     same subject is waited for: it makes some of the same replies.
     """
+    named: dict[str, Item] = {}
     for item in items:
         check_item(item)
+        if named.setdefault(item.id, item) != item:
+            raise ValueError(f"two different items are named {item.id!r}: names must differ.")
     run = run_of(subject, decoding)
     with Log(reply_store(run), run, wait=True) as said:
         for item in items:
