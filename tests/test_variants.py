@@ -27,6 +27,7 @@ from xb_lite.intention.variants import (
     noted,
     with_examples,
 )
+from xb_lite.models.precision import choose_precision
 from xb_lite.replies.subjects import Subject
 from xb_lite.replies.types import Decoding, Reply
 
@@ -181,6 +182,20 @@ def test_another_model_is_not_asked_before_the_answer_but_its_words_are_counted(
 def test_a_model_of_the_hub_makes_no_folder_in_paths():
     subject = prompted(Subject("m", "m", Fake()), "ia-by-owner/model")
     assert (subject.defense, subject.prompt) == ("ia-by-owner-model", "ia-by-owner/model")
+
+
+def test_replies_behind_another_analyst_are_kept_apart(tmp_path):
+    """Whatever stands in its folder now; those behind a defense without one stay where they are."""
+    precision = choose_precision("cpu", exact=True)
+    plain, found = Subject("m", "m", Fake()), []
+    for weights in ("some", "others"):
+        (tmp_path / "weights").write_text(weights)
+        found.append(prompted(plain, f"ia-by-{tmp_path}").identity(precision))
+    one, other = found
+    assert one.pop("analyst") != other.pop("analyst") and one == other
+    of_all = {"model": "m", "precision": "the server's"}
+    for name in DEFENSES:
+        assert prompted(plain, name).identity(precision) == {**of_all, "defense": name}
 
 
 @pytest.mark.parametrize("name", ["ia-by", BY_MODEL, "ia-exmples"])

@@ -27,6 +27,7 @@ from xb_lite.intention.prompts import (
 )
 from xb_lite.intention.stages import Defense, check_queries, two_stage
 from xb_lite.intention.variants import by_beginning, by_examples, by_model, by_note
+from xb_lite.models.loading import model_digest
 from xb_lite.replies.subjects import Subject
 from xb_lite.replies.types import Backend, Decoding, Reply, answer_of, check_scripts
 
@@ -233,9 +234,14 @@ def prompted(subject: Subject, name: str) -> Subject:
         ValueError: there is no such defense.
     """
     in_paths = name.replace("/", "-")
+    defense = defense_named(name)
+    other = {}
+    if name.startswith(BY_MODEL):
+        other["analyst"] = model_digest(name.removeprefix(BY_MODEL))
     return replace(
         subject,
-        backend=Defended(subject.backend, defense_named(name)),
+        backend=Defended(subject.backend, defense),
         defense=in_paths if subject.defense == "none" else f"{subject.defense}+{in_paths}",
         prompt=name,
+        **other,
     )

@@ -23,6 +23,7 @@ class Subject:
 
     ``defense`` is its name in paths; ``adapter`` what was trained, as in the results. ``method``
     and ``strength`` are for a defense that neither an adapter nor a prompt is, as steering.
+    ``analyst`` is the digest of another model that a defense by prompt asks.
     ``date`` is what the model is told that it is, where its template tells.
     ``model`` and ``tokenizer`` are None behind a server, where capability is not measured.
     """
@@ -37,6 +38,7 @@ class Subject:
     prompt: str | None = None
     method: str | None = None
     strength: float | None = None
+    analyst: str | None = None
     date: str | None = None
 
     def identity(self, precision: Precision) -> dict[str, str]:
@@ -49,6 +51,7 @@ class Subject:
             "model": self.digest,
             "defense": f"{self.defense}{weights}",
             "precision": str(precision) if self.model else "the server's",
+            **({"analyst": self.analyst} if self.analyst else {}),
             **({"date": self.date} if self.date else {}),
         }
 
