@@ -295,10 +295,32 @@ def test_a_proxy_of_the_environment_is_not_asked_for_a_server_here(talker, monke
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     app = proxy.application(RemoteModel(talker.url, "a-model"), DEFENSES["self-reminder"])
-    for name in ("HTTP_PROXY", "http_proxy"):
-        monkeypatch.delenv(name)
+    with in_background(app) as url, httpx.Client(trust_env=False) as plain:
+        answer = plain.post(f"{url}/chat/completions", json=ASK, timeout=20)
+    assert answer.json()["choices"][0]["message"]["content"] == ANSWER
+
+
+def test_a_remote_model_can_be_served_again_and_twice_at_once(talker):
+    model = RemoteModel(talker.url, "a-model")
+    app = proxy.application(model, DEFENSES["self-reminder"])
     with in_background(app) as url:
-        assert client(url).chat.completions.create(**ASK).choices[0].message.content == ANSWER
+        assert raw(url, ASK)[0] == 200
+    with in_background(app) as url, in_background(app) as another:
+        assert [raw(some, ASK)[0] for some in (url, another, url)] == [200] * 3
+
+
+def test_who_ends_a_server_hangs_up_behind_it(talker, monkeypatch):
+    closed, made = [], openai.AsyncOpenAI.close
+
+    async def close(self):
+        await made(self)
+        closed.append(self.is_closed())
+
+    monkeypatch.setattr(openai.AsyncOpenAI, "close", close)
+    app = proxy.application(RemoteModel(talker.url, "a-model"), DEFENSES["self-reminder"])
+    with in_background(app) as url:
+        assert raw(url, ASK)[0] == 200 and not closed
+    assert closed == [True]
 
 
 def test_messages_are_cleaned_of_what_is_no_text(ask, talker):

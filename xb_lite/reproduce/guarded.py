@@ -159,6 +159,9 @@ class Reciter:
     def backend(self, asked: Asked, tell: Tell | None) -> _Reciting:
         return _Reciting(self.text, tell)
 
+    async def close(self) -> None:
+        """Nothing of it is open."""
+
 
 @dataclass(frozen=True)
 class _Reciting:

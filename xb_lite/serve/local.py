@@ -62,6 +62,9 @@ class LocalModel:
             precision=self.precision,
         )
 
+    async def close(self) -> None:
+        """Nothing of it is open."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _LocalRequest(LocalBackend):

@@ -18,9 +18,9 @@ import socket
 import time
 import traceback
 from asyncio import CancelledError
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import CancelledError as LeftError
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from threading import Thread
 from urllib.parse import urlsplit
@@ -98,6 +98,11 @@ def application(
         one = {"id": upstream.name, "object": "model", "created": 0, "owned_by": "xb-lite"}
         return JSONResponse({"object": "list", "data": [one]})
 
+    @asynccontextmanager
+    async def closing(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        await upstream.close()
+
     async def elsewhere(_request: Request, error: HTTPException) -> JSONResponse:
         here = "here are POST /v1/chat/completions and GET /v1/models"
         return _failure(ServingError(error.status_code, f"{error.detail}: {here}."))
@@ -106,6 +111,7 @@ def application(
     return Starlette(
         routes=[chat_route, Route("/v1/models", models)],
         exception_handlers={HTTPException: elsewhere},
+        lifespan=closing,
     )
 
 
@@ -153,7 +159,7 @@ def in_background(app: ASGIApp) -> Iterator[str]:
 
 
 def _server(app: ASGIApp) -> uvicorn.Server:
-    options = {"log_level": "warning", "access_log": False, "lifespan": "off"}
+    options = {"log_level": "warning", "access_log": False}
     return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=3, **options))
 
 

@@ -9,6 +9,7 @@ what the thread waits for is cancelled.
 from __future__ import annotations
 
 import re
+from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -44,6 +45,10 @@ class Upstream(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """The server that it was behind ends; another may begin."""
+        ...
+
 
 class RemoteModel:
     """A chat model behind an OpenAI-compatible server, under the server's ``name`` for it.
@@ -60,21 +65,32 @@ class RemoteModel:
         RemoteBackend(url, name, key or "a client's", timeout=timeout)  # for its checks
         self.url, self.name, self.key, self.timeout = url, name, key, timeout
         self.room = CapacityLimiter(100)
-        elsewhere = urlsplit(url).hostname not in HERE
-        self.client = openai.AsyncOpenAI(
-            base_url=url,
-            api_key=key or "none",
-            timeout=timeout,
-            max_retries=0,  # clients try again by themselves
-            http_client=openai.DefaultAsyncHttpxClient(
-                trust_env=elsewhere,
-                # None are kept: they would go to the next client's requests.
-                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            ),
-        )
+        self._clients: dict[AbstractEventLoop, openai.AsyncOpenAI] = {}
 
     def backend(self, asked: Asked, tell: Tell | None) -> Backend:
         return _RemoteRequest(self, asked, tell)
+
+    def client(self) -> openai.AsyncOpenAI:
+        """Of the event loop that runs: connections cannot be used in another."""
+        loop = get_running_loop()
+        if loop not in self._clients:
+            elsewhere = urlsplit(self.url).hostname not in HERE
+            self._clients[loop] = openai.AsyncOpenAI(
+                base_url=self.url,
+                api_key=self.key or "none",
+                timeout=self.timeout,
+                max_retries=0,  # clients try again by themselves
+                http_client=openai.DefaultAsyncHttpxClient(
+                    trust_env=elsewhere,
+                    # None are kept: they would go to the next client's requests.
+                    cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+                ),
+            )
+        return self._clients[loop]
+
+    async def close(self) -> None:
+        if client := self._clients.pop(get_running_loop(), None):
+            await client.close()
 
 
 @dataclass(frozen=True)
@@ -111,7 +127,7 @@ class _RemoteRequest:
             fields = {**fields, "stream": True, "stream_options": {"include_usage": True}}
         own = self.asked.key and not self.server.key
         try:
-            answer = await self.server.client.chat.completions.create(
+            answer = await self.server.client().chat.completions.create(
                 model=self.server.name,
                 messages=dialogue,
                 extra_body=besides or None,
