@@ -1,6 +1,7 @@
 """Any OpenAI client gets a defense by changing its URL, and is told plainly what fails."""
 
 import asyncio
+import copy
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -26,7 +28,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from test_remote import completion, free_port
-from tiny import tiny_model
+from tiny import saying, tiny_model
+from tokenizers import decoders
 
 from xb_lite import __main__
 from xb_lite.corpora import SHORT_REFUSAL
@@ -42,6 +45,7 @@ from xb_lite.replies.types import Decoding, Reply
 from xb_lite.serve import proxy
 from xb_lite.serve.local import LocalModel, _Pieces
 from xb_lite.serve.proxy import in_background, url_of
+from xb_lite.serve.requests import Asked, ServingError
 from xb_lite.serve.upstreams import RemoteModel
 
 QUERY = "Name a river, please."
@@ -152,10 +156,12 @@ def clients(talking):
     """Clients of the talker behind each defense."""
     made = {}
     apps = Starlette()
-    for name, defense in DEFENSES.items():
-        apps.mount(f"/{name}", proxy.application(RemoteModel(talking.url, "a-model"), defense))
+    served = [name for name in DEFENSES if name != "ia-begun"]
+    for name in served:
+        model = RemoteModel(talking.url, "a-model")
+        apps.mount(f"/{name}", proxy.application(model, DEFENSES[name]))
     with in_background(apps) as url:
-        for name in DEFENSES:
+        for name in served:
             made[name] = client(url.replace("/v1", f"/{name}/v1"))
         yield made
 
@@ -649,10 +655,15 @@ def test_other_addresses(clients):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_fault_of_the_proxy_says_where_and_not_what(talker, caplog, stream):
     def faulty(backend, dialogues, decoding, prefill=""):
-        raise KeyError(dialogues[0][-1]["content"])
+        if served:
+            raise KeyError(dialogues[0][-1]["content"])
+        return []
 
+    served = []
+    app = proxy.application(RemoteModel(talker.url, "a-model"), faulty)
+    served.append(True)
     with (
-        in_background(proxy.application(RemoteModel(talker.url, "a-model"), faulty)) as url,
+        in_background(app) as url,
         pytest.raises(openai.InternalServerError, match=r"failed \(KeyError\)"),
     ):
         client(url).chat.completions.create(**ASK, stream=stream)
@@ -711,11 +722,32 @@ def test_without_a_key_there_is_none_to_pass_on(clients, talker, caplog, capfd):
 # On this machine.
 
 
-def test_a_reply_is_begun_on_the_proxys_machine_alone(clients, talker):
-    with pytest.raises(openai.BadRequestError, match="a model on the proxy's machine") as caught:
-        clients["ia-begun"].chat.completions.create(**ASK)
-    assert caught.value.code == "prefill_not_supported"
-    assert len(talker.requests) == 1  # the first stage
+def test_a_reply_is_begun_on_the_proxys_machine_alone(talker):
+    model = RemoteModel(talker.url, "a-model")
+    with pytest.raises(ValueError, match="a model on the proxy's machine"):
+        proxy.application(model, DEFENSES["ia-begun"])
+    backend = model.backend(Asked(ASK["messages"], Decoding(9), {}), None)
+    with pytest.raises(ServingError, match="a model on the proxy's machine") as caught:
+        backend.reply([ASK["messages"]], Decoding(9), "Sure")
+    assert caught.value.code == "prefill_not_supported" and not talker.requests
+
+
+def test_what_is_told_behind_a_beginning_is_what_is_said(tokenizer):
+    like_llama = copy.deepcopy(tokenizer)
+    like_llama.backend_tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Strip(" ", 1, 0)]
+    )
+    model = saying(tiny_model(tokenizer), tokenizer, " One of them is the Elbe.")
+    here = LocalModel("tiny", model, like_llama, choose_precision("cpu", exact=True))
+
+    def begun(backend, dialogues, decoding, prefill=""):
+        replies = backend.reply(dialogues, decoding, BEGINNING)
+        return [[replace(reply, text=reply.text.removeprefix(BEGINNING))] for reply in replies]
+
+    with in_background(proxy.application(here, begun)) as url:
+        whole = client(url).chat.completions.create(**ASK).choices[0].message.content
+        pieces = [*client(url).chat.completions.create(**ASK, stream=True)]
+    assert text_of(pieces) == whole == " One of them is the Elbe." and len(pieces) > 5
 
 
 @pytest.fixture(scope="module")
@@ -771,7 +803,7 @@ def test_a_character_of_several_tokens_is_told_whole(tokenizer):
         told.append(piece)
 
     def say():
-        pieces = _Pieces(tokenizer, tell)
+        pieces = _Pieces(tokenizer, tell, [])
         for some in ([1, 2, 3], *([token] for token in ids), [tokenizer.eos_token_id]):
             pieces.put(torch.tensor(some))
 
@@ -961,6 +993,10 @@ def test_the_command_serves_a_local_model(command, capsys):
     ("arguments", "says"),
     [
         (["--defense", "nonsense"], "there is no defense 'nonsense'"),
+        (
+            ["--defense", "ia-begun", "--server", "http://127.0.0.1:1/v1", "--model", "a"],
+            "this defense begins the answer itself",
+        ),
         (["--adapter", "nowhere"], "there is no adapter in nowhere"),
         (["--adapter", "mine", "--server", "http://127.0.0.1:1/v1"], "behind a server"),
         (["--server", "http://127.0.0.1:1/v1"], "name one of them"),

@@ -335,7 +335,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _serve(args: argparse.Namespace) -> None:
     try:
-        from xb_lite.serve.proxy import application, listen, serve, url_of
+        from xb_lite.serve.proxy import application, check_not_begun, listen, serve, url_of
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}: pip install 'xb-lite[serve]' brings it.") from error
     from xb_lite.guard.fitting import detectors_named
@@ -343,6 +343,8 @@ def _serve(args: argparse.Namespace) -> None:
     from xb_lite.intention.defenses import by_prompt, defense_named
 
     defense = by_prompt(list) if args.defense == "none" else defense_named(args.defense)
+    if args.server:
+        check_not_begun(defense)
     with listen(args.host, args.port) as listening:
         guard = Guard(detectors_named(args.guard), args.hold) if args.guard else None
         upstream = _upstream(args)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from xb_lite.corpora import SHORT_REFUSAL
-from xb_lite.dialogues import Dialogue, as_turns
+from xb_lite.dialogues import Dialogue, as_dialogue, as_turns
 from xb_lite.intention.ablations import made_up, random_words, secret
 from xb_lite.intention.prompts import (
     CHECK,
@@ -149,6 +149,14 @@ class _Rehearsal:
         """In place of an analyst, which may be another model."""
         self.said.append(decoding.max_new_tokens)
         return [Reply(".", 0, 0, True) for _ in dialogues]
+
+
+def begins_answers(defense: Defense) -> bool:
+    """Whether the defense puts first words into the model's mouth, as ``by_beginning`` does, which
+    not every backend can continue. Nothing is generated to find out."""
+    rehearsal = _Rehearsal()
+    defense(rehearsal, [as_dialogue("Name a river.")], Decoding(), "")
+    return any(begun for *_, begun in rehearsal.asked)
 
 
 @dataclass(frozen=True)

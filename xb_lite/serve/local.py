@@ -18,6 +18,7 @@ from xb_lite.dialogues import Dialogue, as_dialogue
 from xb_lite.intention.prompts import FIRST
 from xb_lite.models.precision import Precision
 from xb_lite.replies.local import LocalBackend, TooLongError, context_of
+from xb_lite.replies.talk import token_ids
 from xb_lite.replies.types import Backend, Decoding, Reply
 from xb_lite.serve.requests import BESIDES, FOR_SERVERS, THINKING, Asked, ServingError
 from xb_lite.serve.upstreams import Tell
@@ -79,7 +80,7 @@ class _LocalRequest(LocalBackend):
             new += self.answer_tokens
         self._check_length(dialogues, new, prefill)
         silent = 0 if decoding.stage == "answer" else 1
-        return self._telling(silent).reply(dialogues, decoding, prefill)
+        return self._telling(silent, prefill).reply(dialogues, decoding, prefill)
 
     def reply_twice(
         self,
@@ -92,10 +93,11 @@ class _LocalRequest(LocalBackend):
         said = {"role": "assistant", "content": "."}
         longer = [[*dialogue, said, *as_dialogue(turn)] for dialogue in dialogues]
         self._check_length(longer, first.max_new_tokens + decoding.max_new_tokens, prefill)
-        return self._telling(1).reply_twice(dialogues, turn, first, decoding, prefill)
+        return self._telling(1, prefill).reply_twice(dialogues, turn, first, decoding, prefill)
 
-    def _telling(self, silent: int) -> LocalBackend:
-        model = _TellingModel(self.model, self.tokenizer, self.tell, silent)
+    def _telling(self, silent: int, prefill: str) -> LocalBackend:
+        begun = token_ids(self.tokenizer, prefill).tolist()
+        model = _TellingModel(self.model, self.tokenizer, self.tell, silent, begun)
         return LocalBackend(model, self.tokenizer, precision=self.precision)
 
     def _check_length(self, dialogues: Sequence[Dialogue], new: int, prefill: str) -> None:
@@ -114,7 +116,8 @@ class _LocalRequest(LocalBackend):
 
 
 class _TellingModel:
-    """A model that tells what it says, but not the first ``silent`` times that it generates."""
+    """A model that tells what it says behind the tokens ``begun``, but not the first ``silent``
+    times that it generates."""
 
     def __init__(
         self,
@@ -122,25 +125,30 @@ class _TellingModel:
         tokenizer: PreTrainedTokenizerBase,
         tell: Tell | None,
         silent: int,
+        begun: list[int],
     ) -> None:
         self.model, self.tokenizer, self.tell, self.silent = model, tokenizer, tell, silent
+        self.begun = begun
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.model, name)
 
     def generate(self, *args, **options):
-        streamer = _Pieces(self.tokenizer, None if self.silent else self.tell)
+        streamer = _Pieces(self.tokenizer, None if self.silent else self.tell, self.begun)
         self.silent = max(0, self.silent - 1)
         return self.model.generate(*args, streamer=streamer, **options)
 
 
 class _Pieces(BaseStreamer):
-    """Tells the text of one row of tokens as they come, and stops where the client has left."""
+    """Tells the text of one row of tokens as they come, and stops where the client has left. As in
+    ``Talk``, it is what they say behind the tokens ``begun``."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tell: Tell | None) -> None:
-        self.tokenizer, self.tell = tokenizer, tell
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, tell: Tell | None, begun: list[int]
+    ) -> None:
+        self.tokenizer, self.tell, self.begun = tokenizer, tell, begun
         self.ids: list[int] | None = None  # None until the prompt has gone by
-        self.told = 0
+        self.told = len(self._decoded(begun))
 
     def put(self, value: Tensor) -> None:
         from_thread.check_cancelled()
@@ -148,7 +156,7 @@ class _Pieces(BaseStreamer):
             self.ids = []
             return
         # One token late: the newest may be the end tag. And of a character all its tokens.
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True).rstrip("\ufffd")
+        text = self._decoded([*self.begun, *self.ids]).rstrip("\ufffd")
         self.ids += value.flatten().tolist()
         if len(text) > self.told:
             from_thread.run(self.tell, text[self.told :])
@@ -156,3 +164,6 @@ class _Pieces(BaseStreamer):
 
     def end(self) -> None:
         """The rest is in the reply."""
+
+    def _decoded(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -38,7 +38,7 @@ from xb_lite.guard.stream import Guard
 from xb_lite.intention.defenses import Defended, Defense
 from xb_lite.replies.types import Reply
 from xb_lite.serve.requests import Asked, ServingError, read_request
-from xb_lite.serve.upstreams import Upstream
+from xb_lite.serve.upstreams import RemoteModel, Upstream, check_not_begun
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,12 @@ def application(
     A ``guard`` reads every answer, with the user's last message as its request. A stream that it
     ends goes on with the refusal, an answer that is sent whole becomes it, and the finish_reason is
     ``content_filter``; tokens of a stream that was ended are counted up to there.
+
+    Raises:
+        ValueError: the defense begins answers, and the model is behind a server.
     """
+    if isinstance(upstream, RemoteModel):
+        check_not_begun(defense)
     reading = CapacityLimiter(1)  # one at a time: a guard's model has the machine to itself
 
     def check_host(request: Request) -> None:

@@ -20,11 +20,18 @@ import openai
 from anyio import CapacityLimiter, from_thread
 
 from xb_lite.dialogues import Dialogue
+from xb_lite.intention.defenses import begins_answers
+from xb_lite.intention.stages import Defense
 from xb_lite.replies.server import HERE, RemoteBackend
 from xb_lite.replies.types import Backend, Decoding, Reply, whole_characters
 from xb_lite.serve.requests import BESIDES, THINKING, Asked, ServingError
 
 Tell = Callable[[str], Awaitable[None]]
+
+BEGUN = (
+    "this defense begins the answer itself, which needs a model on the proxy's machine: serve "
+    "without --server, or take another defense."
+)
 
 
 class Upstream(Protocol):
@@ -48,6 +55,13 @@ class Upstream(Protocol):
     async def close(self) -> None:
         """The server that it was behind ends; another may begin."""
         ...
+
+
+def check_not_begun(defense: Defense) -> None:
+    """Raise a ValueError where a server, which may not continue what was begun, is to stand behind
+    a defense that begins answers."""
+    if begins_answers(defense):
+        raise ValueError(BEGUN)
 
 
 class RemoteModel:
@@ -105,12 +119,7 @@ class _RemoteRequest:
         """Raises ServingError for a prefill, which servers do not continue alike; no client sends
         one, some defenses do."""
         if prefill:
-            raise ServingError(
-                400,
-                "this defense begins the answer itself, which needs a model on the proxy's "
-                "machine: serve without --server, or take another defense.",
-                code="prefill_not_supported",
-            )
+            raise ServingError(400, BEGUN, code="prefill_not_supported")
         return [from_thread.run(self._ask, dialogue, decoding) for dialogue in dialogues]
 
     async def _ask(self, dialogue: Dialogue, decoding: Decoding) -> Reply:
