@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from test_proxy import ASK, Talker, client, raw, text_of, words
+from test_remote import completion
 from tiny import saying, tiny_model
 
 from xb_lite import __main__
@@ -81,6 +82,38 @@ def test_a_stream_that_goes_wrong_ends_with_the_refusal_and_hangs_up(guarded):
     assert chunks[-1].choices[0].finish_reason == "content_filter"
     assert last.usage.completion_tokens == 8
     assert talker.gone.wait(5)  # the server need not go on speaking
+
+
+def test_of_a_stream_that_was_ended_the_stages_before_are_counted():
+    talker, intention = Talker(), "The intention is fine."
+    talker.says = lambda asked: BAD if asked.get("stream") else intention
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    with in_background(talker.app) as url:
+        guard = Guard([Word()], hold=4)
+        app = proxy.application(RemoteModel(url, "a-model"), DEFENSES["ia"], guard=guard)
+        with in_background(app) as mine:
+            *_, last = client(mine).chat.completions.create(**ASK, **options)
+    first = completion(talker.requests[0], intention)["usage"]
+    assert last.usage.prompt_tokens == first["prompt_tokens"] > 0
+    assert last.usage.completion_tokens == first["completion_tokens"] + 8
+
+
+def test_of_a_stream_that_was_ended_here_all_that_was_read_is_counted(tokenizer):
+    model = saying(tiny_model(tokenizer), tokenizer, "fine fine fine fine bad" + " more" * 40)
+    here = LocalModel("tiny", model, tokenizer, Precision("cpu", torch.float32, None, "tests"))
+
+    def twice(backend, dialogues, decoding, prefill=""):
+        (first,) = backend.reply(dialogues, Decoding(3, stage="first"))
+        return [[first, *backend.reply(dialogues, decoding)]]
+
+    asked = {**ASK, "max_tokens": 40, "temperature": 0}
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    counts = []
+    for guard in (None, Guard([Word()], hold=2)):
+        with in_background(proxy.application(here, twice, guard=guard)) as url:
+            *_, last = client(url).chat.completions.create(**asked, **options)
+        counts.append((last.usage.prompt_tokens, last.usage.completion_tokens))
+    assert counts == [(counts[0][0], 3 + 40), (counts[0][0], 3 + 6)]
 
 
 @pytest.mark.parametrize(("said", "why"), [(FINE, "stop"), (BAD, "content_filter"), ("", "stop")])

@@ -475,6 +475,18 @@ def test_eight_at_once(ask, talker):
     assert talker.peak == 8
 
 
+@pytest.mark.parametrize("text", ["One", "", None])
+def test_the_servers_own_filter_is_passed_on(clients, talker, text):
+    talker.says = lambda asked: JSONResponse(completion(asked, text, "content_filter"))
+    (choice,) = clients["self-reminder"].chat.completions.create(**ASK).choices
+    assert (choice.message.content, choice.finish_reason) == (text or "", "content_filter")
+    ended = [event("One"), event("", "content_filter"), "data: [DONE]\n\n"]
+    talker.says = lambda asked: StreamingResponse(iter(ended), media_type="text/event-stream")
+    chunks = list(clients["self-reminder"].chat.completions.create(**ASK, stream=True))
+    assert text_of(chunks) == "One"
+    assert chunks[-1].choices[0].finish_reason == "content_filter"
+
+
 # What fails.
 
 
@@ -726,7 +738,7 @@ def test_a_reply_is_begun_on_the_proxys_machine_alone(talker):
     model = RemoteModel(talker.url, "a-model")
     with pytest.raises(ValueError, match="a model on the proxy's machine"):
         proxy.application(model, DEFENSES["ia-begun"])
-    backend = model.backend(Asked(ASK["messages"], Decoding(9), {}), None)
+    backend = model.backend(Asked(ASK["messages"], Decoding(9), {}), None, lambda *_: None)
     with pytest.raises(ServingError, match="a model on the proxy's machine") as caught:
         backend.reply([ASK["messages"]], Decoding(9), "Sure")
     assert caught.value.code == "prefill_not_supported" and not talker.requests

@@ -52,7 +52,7 @@ from xb_lite.results.contract import mean_row, provenance, rate_row, write_resul
 from xb_lite.results.stats import mean, rate
 from xb_lite.serve.proxy import application, in_background
 from xb_lite.serve.requests import Asked
-from xb_lite.serve.upstreams import Tell
+from xb_lite.serve.upstreams import Count, Tell
 from xb_lite.session import tier
 
 DECODING = Decoding(32)  # as in combined.py, so that the replies are in the cache
@@ -156,7 +156,7 @@ class Reciter:
     name: str = "reciter"
     room: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(STREAMS))
 
-    def backend(self, asked: Asked, tell: Tell | None) -> _Reciting:
+    def backend(self, asked: Asked, tell: Tell | None, count: Count) -> _Reciting:
         return _Reciting(self.text, tell)
 
     async def close(self) -> None:

@@ -21,7 +21,7 @@ from xb_lite.replies.local import LocalBackend, TooLongError, context_of
 from xb_lite.replies.talk import token_ids
 from xb_lite.replies.types import Backend, Decoding, Reply
 from xb_lite.serve.requests import BESIDES, FOR_SERVERS, THINKING, Asked, ServingError
-from xb_lite.serve.upstreams import Tell
+from xb_lite.serve.upstreams import Count, Tell
 
 NO_THOUGHT = {"enable_thinking": False}
 A_TOKEN = 32  # characters; hardly one has more, but runs of blanks
@@ -37,7 +37,7 @@ class LocalModel:
     precision: Precision
     room: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
-    def backend(self, asked: Asked, tell: Tell | None) -> Backend:
+    def backend(self, asked: Asked, tell: Tell | None, count: Count) -> Backend:
         for name in (*FOR_SERVERS, *BESIDES, *THINKING):
             # Thinking is off here.
             off = name == "chat_template_kwargs" and asked.fields.get(name) == NO_THOUGHT
@@ -59,6 +59,7 @@ class LocalModel:
             self.model,
             self.tokenizer,
             tell=tell,
+            count=count,
             answer_tokens=asked.decoding.max_new_tokens,
             precision=self.precision,
         )
@@ -70,6 +71,7 @@ class LocalModel:
 @dataclass(frozen=True, kw_only=True)
 class _LocalRequest(LocalBackend):
     tell: Tell | None
+    count: Count
     answer_tokens: int  # that were asked for, whatever stages come before
 
     def reply(
@@ -97,7 +99,8 @@ class _LocalRequest(LocalBackend):
 
     def _telling(self, silent: int, prefill: str) -> LocalBackend:
         begun = token_ids(self.tokenizer, prefill).tolist()
-        model = _TellingModel(self.model, self.tokenizer, self.tell, silent, begun)
+        tell, count = self.tell, self.count
+        model = _TellingModel(self.model, self.tokenizer, tell, count, silent, begun)
         return LocalBackend(model, self.tokenizer, precision=self.precision)
 
     def _check_length(self, dialogues: Sequence[Dialogue], new: int, prefill: str) -> None:
@@ -124,19 +127,25 @@ class _TellingModel:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         tell: Tell | None,
+        count: Count,
         silent: int,
         begun: list[int],
     ) -> None:
-        self.model, self.tokenizer, self.tell, self.silent = model, tokenizer, tell, silent
-        self.begun = begun
+        self.model, self.tokenizer, self.tell, self.count = model, tokenizer, tell, count
+        self.silent, self.begun = silent, begun
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.model, name)
 
-    def generate(self, *args, **options):
+    def generate(self, ids: Tensor, *, attention_mask: Tensor, **options):
+        self.count(int(attention_mask.sum()), 0)
         streamer = _Pieces(self.tokenizer, None if self.silent else self.tell, self.begun)
         self.silent = max(0, self.silent - 1)
-        return self.model.generate(*args, streamer=streamer, **options)
+        output = self.model.generate(
+            ids, attention_mask=attention_mask, streamer=streamer, **options
+        )
+        self.count(0, output.sequences.shape[1] - ids.shape[1])
+        return output
 
 
 class _Pieces(BaseStreamer):

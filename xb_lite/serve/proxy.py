@@ -38,7 +38,7 @@ from xb_lite.guard.stream import Guard
 from xb_lite.intention.defenses import Defended, Defense
 from xb_lite.replies.types import Reply
 from xb_lite.serve.requests import Asked, ServingError, read_request
-from xb_lite.serve.upstreams import RemoteModel, Upstream, check_not_begun
+from xb_lite.serve.upstreams import FILTERED, RemoteModel, Upstream, check_not_begun
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,6 @@ KINDS = {
     429: "rate_limit_error",
 }
 
-FILTERED = "content_filter"  # the API's reason for an end by a guard
 MOST = 2_000_000  # bytes of a request; the longest contexts there are have about as many
 
 
@@ -66,7 +65,8 @@ def application(
 
     A ``guard`` reads every answer, with the user's last message as its request. A stream that it
     ends goes on with the refusal, an answer that is sent whole becomes it, and the finish_reason is
-    ``content_filter``; tokens of a stream that was ended are counted up to there.
+    ``content_filter``; tokens of a stream that was ended are counted up to there, but for what a
+    server read for it, which that says at the end of a stream alone.
 
     Raises:
         ValueError: the defense begins answers, and the model is behind a server.
@@ -197,7 +197,8 @@ class _Exchange:
         guard: Guard | None,
         reading: CapacityLimiter,
     ) -> None:
-        backend = upstream.backend(asked, self._tell if asked.stream else None)
+        self.read, self.said = 0, 0  # tokens
+        backend = upstream.backend(asked, self._tell if asked.stream else None, self._count)
         self.asked, self.room = asked, upstream.room
         self.defended = Defended(backend, defense)
         self.begun, self.told = False, 0
@@ -239,7 +240,7 @@ class _Exchange:
             if not self.watch or not self.watch.reason:  # else it is _Ended, or its consequence
                 await self._fail(self.broken or error, scope, receive)
                 return
-            reply = Reply("", 0, self.watch.tokens, True)
+            reply = Reply("", self.read, self.said + self.watch.tokens, True)
         try:
             if self.asked.stream:
                 await self._end(reply)
@@ -268,6 +269,9 @@ class _Exchange:
         except Exception as error:
             self.broken = error  # what speaks would take it for its own
             raise
+
+    def _count(self, read: int, said: int) -> None:
+        self.read, self.said = self.read + read, self.said + said
 
     async def _tell(self, piece: str) -> None:
         self.told += len(piece)
@@ -317,7 +321,7 @@ class _Exchange:
 
 
 def _why(reply: Reply) -> str:
-    return "stop" if reply.finished else "length"
+    return reply.missing or ("stop" if reply.finished else "length")
 
 
 def _usage(reply: Reply) -> dict[str, int]:

@@ -27,6 +27,8 @@ from xb_lite.replies.types import Backend, Decoding, Reply, whole_characters
 from xb_lite.serve.requests import BESIDES, THINKING, Asked, ServingError
 
 Tell = Callable[[str], Awaitable[None]]
+Count = Callable[[int, int], None]  # tokens read and said
+FILTERED = "content_filter"  # the API's reason for an end by a guard, here or at the server
 
 BEGUN = (
     "this defense begins the answer itself, which needs a model on the proxy's machine: serve "
@@ -41,11 +43,12 @@ class Upstream(Protocol):
     name: str
     room: CapacityLimiter
 
-    def backend(self, asked: Asked, tell: Tell | None) -> Backend:
+    def backend(self, asked: Asked, tell: Tell | None, count: Count) -> Backend:
         """A backend for one request, to be used in a worker thread of anyio.
 
         The reply of the stage ``"answer"`` goes through ``tell`` as it is said; what was not told
-        at the end is in the reply's text.
+        at the end is in the reply's text. Tokens go through ``count`` as soon as they are known: a
+        reply that is ended amid ``tell`` has none.
 
         Raises:
             ServingError: the model cannot do what is asked; from its replies, too.
@@ -81,8 +84,8 @@ class RemoteModel:
         self.room = CapacityLimiter(100)
         self._clients: dict[AbstractEventLoop, openai.AsyncOpenAI] = {}
 
-    def backend(self, asked: Asked, tell: Tell | None) -> Backend:
-        return _RemoteRequest(self, asked, tell)
+    def backend(self, asked: Asked, tell: Tell | None, count: Count) -> Backend:
+        return _RemoteRequest(self, asked, tell, count)
 
     def client(self) -> openai.AsyncOpenAI:
         """Of the event loop that runs: connections cannot be used in another."""
@@ -112,6 +115,7 @@ class _RemoteRequest:
     server: RemoteModel
     asked: Asked
     tell: Tell | None
+    count: Count
 
     def reply(
         self, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
@@ -120,7 +124,10 @@ class _RemoteRequest:
         one, some defenses do."""
         if prefill:
             raise ServingError(400, BEGUN, code="prefill_not_supported")
-        return [from_thread.run(self._ask, dialogue, decoding) for dialogue in dialogues]
+        replies = [from_thread.run(self._ask, dialogue, decoding) for dialogue in dialogues]
+        for reply in replies:
+            self.count(reply.prompt_tokens, reply.new_tokens)
+        return replies
 
     async def _ask(self, dialogue: Dialogue, decoding: Decoding) -> Reply:
         fields, tell = dict(self.asked.fields), self.tell
@@ -205,11 +212,12 @@ async def _told(chunks: openai.AsyncStream, tell: Tell) -> Reply:
 
 def _reply(text: str | None, end: str, usage: object) -> Reply:
     """Raises ValueError where there is no text and no reason for it."""
-    if text is None and end in ("stop", "length", "content_filter"):
+    if text is None and end in ("stop", "length", FILTERED):
         text = ""
     if not isinstance(text, str):
         raise ValueError(f"no text, but {end}")
     counts = [getattr(usage, f"{which}_tokens", 0) or 0 for which in ("prompt", "completion")]
     if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
         raise ValueError("no counts of tokens")
-    return Reply(whole_characters(text), *counts, finished=end != "length")
+    why = FILTERED if end == FILTERED else ""  # the rest is missing, or all of it
+    return Reply(whole_characters(text), *counts, finished=end != "length", missing=why)
