@@ -5,13 +5,16 @@ import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from xb_lite.corpora import KINDS
 from xb_lite.data.items import PREFILL, attacked, plan
 from xb_lite.files import digest
-from xb_lite.judges.strings import XSTEST
+from xb_lite.judges.classifiers import harmbench
+from xb_lite.judges.service import Service
+from xb_lite.judges.strings import REFUSAL_JUDGES, XSTEST
 from xb_lite.models.cached import ModelError
 from xb_lite.recipes import load_recipe
 from xb_lite.replies.subjects import Subject
@@ -387,6 +390,18 @@ def test_a_file_of_another_setting_is_stale_and_left(mine, tmp_path):
         path.unlink()
     with pytest.raises(ValueError, match="a public set is another edition, or a corpus"):
         reproduce(folder, manifest=mine)
+
+
+def test_a_result_is_known_by_the_names_of_its_judges(book):
+    """Of every plan: else all that it has made is stale."""
+    llama = SimpleNamespace(config=SimpleNamespace(model_type="llama"))  # as JUDGE_MODELS has
+    called = {
+        "words": {*(judge.name for judge in REFUSAL_JUDGES), "gibberish"},
+        "service": {Service.name},
+        "harmbench": {harmbench(llama, None).name},
+    }
+    for of in book.plans.values():
+        assert status._judges(of.judges) == set.union(*(called[name] for name in of.judges))
 
 
 def test_only_what_is_meant(book):
