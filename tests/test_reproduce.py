@@ -29,6 +29,7 @@ from xb_lite.reproduce.manifest import (
     load_manifest,
     path_of,
 )
+from xb_lite.reproduce.matching import NeededFirstError
 from xb_lite.reproduce.runner import progress, reproduce
 from xb_lite.reproduce.status import tasks_of
 from xb_lite.results.contract import read_result
@@ -370,6 +371,36 @@ def test_what_another_worker_holds_is_left_to_it(mine, tmp_path):
     with runner._lock("cpu/one/none.json"):
         tasks = reproduce(folder, manifest=mine)
     assert [task.state for task in tasks] == ["missing", "done"]
+
+
+def test_what_needs_a_result_in_another_workers_hands_waits_and_the_others_are_made(
+    mine, tmp_path, capsys, monkeypatch
+):
+    folder, made = tmp_path / "results", []
+    names = [f"cpu/{name}.json" for name in ("strength", "matched", "other")]
+
+    def make(task, folder, files, plans):
+        if task.path == names[1] and not (folder / names[0]).exists():
+            raise NeededFirstError(names[0], "strengths")
+        made.append(task.path)
+        path = folder / task.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+
+    monkeypatch.setattr(runner, "_make", make)
+    monkeypatch.setattr(status, "read_result", lambda path: {"seconds": 1})
+    scripts = [{"path": name, "command": ["m"]} for name in names]
+    mine.write_text(json.dumps({"plans": {}, "settings": [], "scripts": scripts}))
+    with runner._lock(names[0]):
+        tasks = reproduce(folder, manifest=mine)
+    assert made == [names[2]] and [task.state for task in tasks] == ["missing", "missing", "done"]
+    assert f"1 wait for what is not there yet: {names[1]} for {names[0]}" in capsys.readouterr().out
+    with pytest.raises(ManifestError, match="needed first: reproduce --only strengths"):
+        reproduce(folder, manifest=mine, only=[names[1]])
+    # In any order: what waits is tried again when something else was made.
+    mine.write_text(json.dumps({"plans": {}, "settings": [], "scripts": scripts[::-1]}))
+    assert {task.state for task in reproduce(folder, manifest=mine)} == {"done"}
+    assert made == [names[2], names[0], names[1]]
 
 
 def test_a_file_of_another_setting_is_stale_and_left(mine, tmp_path):
