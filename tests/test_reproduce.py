@@ -403,6 +403,23 @@ def test_what_needs_a_result_in_another_workers_hands_waits_and_the_others_are_m
     assert made == [names[2], names[0], names[1]]
 
 
+def test_a_script_that_did_not_write_its_result_is_an_error(mine, tmp_path, monkeypatch):
+    """As one does that writes into the folder of a GPU's tier."""
+    (tmp_path / "made.py").write_text(
+        "import pathlib, sys\npath = pathlib.Path(sys.argv[1])\n"
+        "path.parent.mkdir(parents=True)\npath.write_text('{}')\n"
+    )
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    script = {"path": "cpu/mine.json", "command": ["made.py", "{results}/t4/mine.json"]}
+    mine.write_text(json.dumps({"plans": {}, "settings": [], "scripts": [script]}))
+    with pytest.raises(ValueError, match="made.py ended without writing cpu/mine.json"):
+        reproduce(tmp_path / "results", manifest=mine)
+    script["command"][1] = "{results}/cpu/mine.json"
+    mine.write_text(json.dumps({"plans": {}, "settings": [], "scripts": [script]}))
+    reproduce(tmp_path / "results", manifest=mine)
+    assert (tmp_path / "results" / "cpu" / "mine.json").is_file()
+
+
 def test_a_file_of_another_setting_is_stale_and_left(mine, tmp_path):
     folder = tmp_path / "results"
     reproduce(folder, manifest=mine)

@@ -38,6 +38,7 @@ from xb_lite.reproduce.subjects import subject_of
 from xb_lite.results.contract import rate_row
 from xb_lite.results.frames import write_index
 from xb_lite.results.stats import rate
+from xb_lite.session import tier as tier_here
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,10 +67,11 @@ def reproduce(
         All tasks that are meant, as they are at the end.
 
     Raises:
-        ManifestError: see ``load_manifest``; or a result that a setting needs first is not meant.
+        ManifestError: see ``load_manifest``; or what a setting needs first is neither there
+            nor meant.
         ValueError: nothing is meant by ``only``, a script is not there (the package runs outside
-            its repository), or the items of a plan are not those of the manifest. And the errors
-            of training and evaluation.
+            its repository) or wrote another file, or the items of a plan are not those of the
+            manifest. And the errors of training and evaluation.
     """
     book = load_manifest(manifest)
     look = partial(tasks_of, book, folder, only, tier)
@@ -213,3 +215,8 @@ def _run_script(task: Task, folder: Path, files: Mapping[str, str] | None) -> No
     copies = {name: f"{name}={path}" for name, path in (files or {}).items()}
     words = [copies.get(word, word.replace("{results}", str(folder))) for word in words]
     subprocess.run([sys.executable, *start, *words], check=True)
+    if not (folder / task.path).is_file():
+        raise ValueError(
+            f"{script} ended without writing {task.path}; scripts write into the folder of their "
+            f"machine's tier, which is {tier_here()} here."
+        )
