@@ -512,6 +512,11 @@ def test_a_result_says_what_was_evaluated(tmp_path, monkeypatch):
     assert setting["changes"] == {"steps": 300, "schedule": 450.0}
     assert (setting["method"], setting["defense"]) == ("x-boundary+ia", "mine+ia")
     assert (setting["strength"], setting["training_seed"]) == (0.5, 3)
+    # An adapter from the hub comes without its run, and is a defense all the same.
+    subject = replace(subject, adapter={"run": None, "digest": "d"})
+    setting = setting_of(subject, exact, Decoding(), [XSTEST])
+    assert (setting["method"], setting["strength"], setting["changes"]) == ("adapter", 1.0, {})
+    assert setting["training_seed"] is None
 
 
 def test_a_server_has_a_precision_and_a_machine_of_its_own(tmp_path, monkeypatch, capsys):
