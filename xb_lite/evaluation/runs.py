@@ -121,7 +121,13 @@ def evaluate_subject(
             "digest": items_digest(items),
         },
         "seed": decoding.seed,
-        "setting": setting_of(subject, precision, decoding, judged_by, tasks),
+        "setting": setting_of(
+            subject,
+            precision,
+            decoding,
+            judged_by,
+            [f"{task}, first {task_limit}" if task_limit else task for task in tasks],
+        ),
     }
     if resume and _is_finished(path, same, capability and subject.model is not None):
         return path
