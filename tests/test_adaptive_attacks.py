@@ -43,7 +43,7 @@ from xb_lite.guard.fitting import gibberish_detector
 from xb_lite.guard.stream import Guard
 from xb_lite.hidden import hidden_states
 from xb_lite.intention.defenses import prompted
-from xb_lite.judges.strings import X_BOUNDARY
+from xb_lite.judges.strings import X_BOUNDARY, VerdictError
 from xb_lite.models.adapters import published_adapter, save_adapter
 from xb_lite.models.cached import DEFAULT
 from xb_lite.models.loading import ALIGNED, precision_of
@@ -132,6 +132,23 @@ def test_a_run_goes_on_from_its_log_which_has_no_text(tmp_path):
         tried(Twice(("a", "b")), echo()[1], log=path)
     with pytest.raises(ValueError, match="other settings"):
         tried(Twice(("xyzzy",), placebo=True), echo()[1], log=path)
+
+
+def test_attempts_are_judged_as_evaluate_judges_replies():
+    """In their context, without the thought; what cannot be read or is no answer has no label."""
+    read = []
+
+    def judge(requests, responses):
+        read.extend(zip(requests, responses, strict=True))
+        raise VerdictError(["complied", None], responses)
+
+    judge.name, judge.source = "a model", "a test"
+    item = replace(ITEMS[0], context="Some text.")
+    attempts = ("<think>Sorry?</think>Fine", "Perhaps", "<think>Hm")
+    found = run(Twice(attempts), echo()[1], [item], [judge], SHORT, precision=FP32)
+    assert found[0].labels == {"a model": ["complied", None, None]}
+    assert read == [(item.judged, "Fine"), (item.judged, "Perhaps")] != []
+    assert item.judged != item.request and succeeded(found, "a model") == [True]
 
 
 @pytest.mark.parametrize(
