@@ -51,6 +51,7 @@ from xb_lite.models.precision import Precision
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.subjects import Subject, local_subject
 from xb_lite.replies.types import Decoding, Reply
+from xb_lite.results.logs import LogError
 from xb_lite.training.lora import adapted
 
 FP32 = Precision("cpu", torch.float32, None, "tests")
@@ -132,6 +133,20 @@ def test_a_run_goes_on_from_its_log_which_has_no_text(tmp_path):
         tried(Twice(("a", "b")), echo()[1], log=path)
     with pytest.raises(ValueError, match="other settings"):
         tried(Twice(("xyzzy",), placebo=True), echo()[1], log=path)
+
+
+def test_a_run_of_other_requests_under_the_same_ids_does_not_go_on(tmp_path):
+    path = tmp_path / "log.jsonl"
+    some = tried(Twice(), echo()[1], log=path)
+    other = [*ITEMS[:2], replace(ITEMS[2], request="Sing.", turns=("Sing.",))]
+    with pytest.raises(LogError, match="item 'i2' is not what it was when the run began"):
+        tried(Twice(), echo()[1], other, log=path)
+    # Older logs do not say what was asked, and are read all the same.
+    head, *rows = map(json.loads, path.read_text().splitlines())
+    for row in rows:
+        del row["asked"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in (head, *rows)))
+    assert tried(Twice(), echo()[1], log=path) == some
 
 
 def test_attempts_are_judged_as_evaluate_judges_replies():

@@ -20,6 +20,7 @@ from xb_lite.evaluation.outcomes import labels_by, no_answer
 from xb_lite.evaluation.summary import verdicts
 from xb_lite.judges.strings import Judge
 from xb_lite.models.precision import Precision
+from xb_lite.replies.cache import asked_of, check_row
 from xb_lite.replies.subjects import Subject
 from xb_lite.replies.types import Decoding, answer_of
 from xb_lite.results.contract import mean_row, rate_row
@@ -106,7 +107,7 @@ def run(
     Raises:
         ValueError: there are no items, one is not harmful, or the attack cannot be made on this
             subject, as one on weights of a model behind a server.
-        LogError: the log is of another run.
+        LogError: the log is of another run, or an item is not what it was in it.
 
     Example:
         >>> tried = run(BestOfN(n=8), subject, items, judges(), precision=fp32)  # doctest: +SKIP
@@ -125,6 +126,8 @@ def run(
     }
     with Log(log, made) if log else nullcontext() as kept:
         rows = dict(kept.rows) if kept else {}
+        for item in items if kept else ():
+            check_row(kept, item, _is_tried)
         left = [item for item in items if item.id not in rows]
         if left:
             since = time.perf_counter()
@@ -136,7 +139,7 @@ def run(
                     if kept:
                         kept.append(new)
                     rows |= {row["id"]: row for row in new}
-        return [Tried(**rows[item.id]) for item in items]
+        return [_tried(rows[item.id]) for item in items]
 
 
 def _batch(
@@ -161,9 +164,17 @@ def _batch(
     beside = time.perf_counter() - since - asking
     seconds, overhead = (round(spent / len(items), 3) for spent in (asking, beside))
     return [
-        asdict(Tried(item.id, item.set, mine, seconds, overhead))
+        {**asdict(Tried(item.id, item.set, mine, seconds, overhead)), "asked": asked_of(item)}
         for item, mine in zip(items, labels, strict=True)
     ]
+
+
+def _tried(row: dict) -> Tried:
+    return Tried(**{name: row[name] for name in Tried.__dataclass_fields__ if name in row})
+
+
+def _is_tried(row: dict, _turns: int) -> bool:
+    return {"id", "set", "labels", "seconds"} <= row.keys()
 
 
 def seconds_spent(tried: Sequence[Tried]) -> float:
