@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny import saying, tiny_model
+from transformers import GenerationConfig
 
 from xb_lite.attacks import directions as module
 from xb_lite.attacks.catalog import ATTACKS, attack_named, needs_of
@@ -37,7 +38,7 @@ from xb_lite.attacks.suffix import TokenSuffix, plain_words, rewritten
 from xb_lite.attacks.tuning import FineTuning
 from xb_lite.attacks.turns import REWORDED, SMALL_TALK, AdaptiveTurns
 from xb_lite.corpora import SHORT_REFUSAL
-from xb_lite.data.items import PREFILL, Item, load_items, spread
+from xb_lite.data.items import PREFILL, Item, attacked, load_items, spread
 from xb_lite.dialogues import as_dialogue, encode
 from xb_lite.guard.fitting import gibberish_detector
 from xb_lite.guard.stream import Guard
@@ -221,8 +222,9 @@ def test_every_attack_has_a_name_a_source_a_budget_and_a_placebo(tmp_path):
 )
 def test_items_under_attack_already_are_refused(subject, attack, monkeypatch):
     monkeypatch.setattr(Ablation, "_directions", lambda self, subject: [torch.ones(32)])
-    with pytest.raises(ValueError, match="plain requests are attacked"):
-        tried(attack, subject, [replace(ITEMS[0], prefill="Sure")])
+    for item in (replace(ITEMS[0], prefill="Sure"), *attacked(ITEMS[:1], "wrapper")):
+        with pytest.raises(ValueError, match="plain requests are attacked"):
+            tried(attack, subject, [item])
 
 
 @pytest.mark.parametrize(
@@ -313,8 +315,15 @@ def test_the_loss_is_that_of_the_opening(subject):
     assert float(loss[0]) == pytest.approx(float(wanted), rel=1e-4)
 
 
-def test_a_prompt_in_embeddings_gets_the_same_reply(subject):
+def test_a_prompt_in_embeddings_gets_the_same_reply(subject, monkeypatch):
     ids = token_ids(subject, as_dialogue(ITEMS[0].request))
+    with torch.no_grad():
+        found = reply_to(subject, subject.model.get_input_embeddings()(ids), SHORT)
+    assert found == replies(subject)[0]
+    # Whatever else the model's own file says of generation.
+    said = subject.tokenizer(found, add_special_tokens=False)["input_ids"]
+    asks = GenerationConfig(eos_token_id=2, suppress_tokens=said)
+    monkeypatch.setattr(subject.model, "generation_config", asks)
     with torch.no_grad():
         found = reply_to(subject, subject.model.get_input_embeddings()(ids), SHORT)
     assert found == replies(subject)[0]
