@@ -37,7 +37,7 @@ from xb_lite.attacks.sampling import BestOfN, noisy
 from xb_lite.attacks.suffix import TokenSuffix, plain_words, rewritten
 from xb_lite.attacks.tuning import FineTuning
 from xb_lite.attacks.turns import REWORDED, SMALL_TALK, AdaptiveTurns
-from xb_lite.corpora import SHORT_REFUSAL
+from xb_lite.corpora import SHORT_REFUSAL, load_corpus
 from xb_lite.data.items import PREFILL, Item, attacked, load_items, spread
 from xb_lite.dialogues import as_dialogue, encode
 from xb_lite.guard.fitting import gibberish_detector
@@ -266,6 +266,17 @@ def test_an_answers_own_beginning_is_put_in_front():
 )
 def test_beginnings(words, found):
     assert beginning(" One two. Three!", words) == found
+
+
+def test_placebos_ask_other_harmless_questions_in_every_batch():
+    items = [replace(ITEMS[0], id=f"i{k}") for k in range(23)]  # more than are asked at once
+    talker, (backend, subject) = Echo(), echo()
+    tried(OwnBeginning(talker=talker, placebo=True), subject, items)
+    assert len({d[-1]["content"] for d, *_ in talker.asked}) == len(items)
+    backend, subject = echo()
+    tried(BestOfN(n=1, placebo=True, noise=0.0), subject, items)
+    benign = [row.prompt for row in load_corpus("benign", "test")]
+    assert [d[-1]["content"] for d, *_ in backend.asked] == benign[: len(items)]
 
 
 # Sampling

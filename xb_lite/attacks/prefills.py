@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import ClassVar
 
 from xb_lite.attacks.inside import plain
@@ -75,13 +76,14 @@ class OwnBeginning(Budgeted):
 
     @contextmanager
     def on(self, subject: Subject) -> Iterator[Ask]:
-        harmless = [row.prompt for row in load_corpus("benign", "test")]
+        harmless = cycle(row.prompt for row in load_corpus("benign", "test"))
 
         def ask(items: Sequence[Item], decoding: Decoding) -> list[list[str]]:
             dialogues = plain(items)
             asked: list[Dialogue] = dialogues
             if self.placebo:
-                asked = [as_dialogue(harmless[k % len(harmless)]) for k in range(len(items))]
+                # Other ones in the next batch.
+                asked = list(map(as_dialogue, islice(harmless, len(items))))
             said = self.talker.reply(asked, Decoding(self.talker_tokens), PREFILL)
             attempts = []
             for dialogue, answer in zip(dialogues, said, strict=True):
