@@ -1,4 +1,4 @@
-"""Prefills that no defense was trained on: other openings, and the answer's own beginning."""
+"""Other prefills than the one that defenses are trained on, and the answer's own beginning."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class Openings(Budgeted):
 @dataclass(frozen=True, kw_only=True)
 class OwnBeginning(Budgeted):
     """The beginning of an answer that an undefended model, ``talker``, gives to the same request,
-    an attempt at each of ``words``: so many words of it, or with 0 its first sentence.
+    an attempt at each of ``words``: so many words of it, or with 0 its first sentence. The talker
+    is made to answer by ``PREFILL``, the opening that defenses are trained on, so every beginning
+    begins with that.
 
     The placebo's are of its answers to benign requests.
 
