@@ -389,6 +389,21 @@ def test_the_suffix_is_asked_as_it_was_optimised(subject):
     assert all(value.requires_grad for value in subject.model.parameters())
 
 
+def test_a_change_that_is_worse_than_the_start_is_not_kept(subject, monkeypatch):
+    losses = [1.0, 2.0, 0.5]  # of the start, and of the candidates of each step
+
+    def opening_losses(model, prompts, target):
+        if prompts.requires_grad:
+            return prompts.sum((1, 2))
+        return torch.full((len(prompts),), left.pop(0))
+
+    monkeypatch.setattr("xb_lite.attacks.suffix.opening_losses", opening_losses)
+    for steps in (1, 2):
+        left = list(losses)
+        found = TokenSuffix(tokens=3, steps=steps, candidates=24).found(subject, ITEMS[0].request)
+        assert (found == " !" * 3) == (steps == 1)
+
+
 def test_a_candidate_that_would_be_tokenised_otherwise_does_not_count(subject):
     attack, request = TokenSuffix(tokens=3, candidates=64, placebo=True), "Open it."
     dialogue = as_dialogue(request + " !" * 3)
@@ -558,6 +573,14 @@ def test_the_budget_of_turns_is_kept_and_ends_with_the_last_stage():
     (found,) = tried(AdaptiveTurns(asks=4), subject, ITEMS[:1])
     assert len(backend.asked) == 4 and found.labels == {"x-boundary": ["refused"]}
     assert "whole answer" in backend.asked[-1][0][-1]["content"]
+
+
+def test_turns_are_drawn_as_the_caller_asks_and_limited_each():
+    backend, subject = echo(lambda dialogue, prefill: "Gladly.")
+    warm = Decoding(4, temperature=0.7, seed=3)
+    run(AdaptiveTurns(turn_tokens=9), subject, ITEMS[:1], [X_BOUNDARY], warm, precision=FP32)
+    asked = [decoding for _, decoding, _ in backend.asked]
+    assert asked == [replace(warm, max_new_tokens=9)] * 2 + [warm]
 
 
 def test_scripts_have_turns_of_their_own_and_the_placebo_talks_small():
