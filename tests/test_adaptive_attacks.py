@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny import saying, tiny_model
+from transformers import GenerationConfig
 
 from xb_lite.attacks import directions as module
 from xb_lite.attacks.catalog import ATTACKS, attack_named, needs_of
@@ -36,14 +37,14 @@ from xb_lite.attacks.sampling import BestOfN, noisy
 from xb_lite.attacks.suffix import TokenSuffix, plain_words, rewritten
 from xb_lite.attacks.tuning import FineTuning
 from xb_lite.attacks.turns import REWORDED, SMALL_TALK, AdaptiveTurns
-from xb_lite.corpora import SHORT_REFUSAL
-from xb_lite.data.items import PREFILL, Item, load_items, spread
+from xb_lite.corpora import SHORT_REFUSAL, load_corpus
+from xb_lite.data.items import PREFILL, Item, attacked, load_items, spread
 from xb_lite.dialogues import as_dialogue, encode
 from xb_lite.guard.fitting import gibberish_detector
 from xb_lite.guard.stream import Guard
 from xb_lite.hidden import hidden_states
 from xb_lite.intention.defenses import prompted
-from xb_lite.judges.strings import X_BOUNDARY
+from xb_lite.judges.strings import X_BOUNDARY, VerdictError
 from xb_lite.models.adapters import published_adapter, save_adapter
 from xb_lite.models.cached import DEFAULT
 from xb_lite.models.loading import ALIGNED, precision_of
@@ -51,6 +52,7 @@ from xb_lite.models.precision import Precision
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.subjects import Subject, local_subject
 from xb_lite.replies.types import Decoding, Reply
+from xb_lite.results.logs import LogError
 from xb_lite.training.lora import adapted
 
 FP32 = Precision("cpu", torch.float32, None, "tests")
@@ -134,6 +136,37 @@ def test_a_run_goes_on_from_its_log_which_has_no_text(tmp_path):
         tried(Twice(("xyzzy",), placebo=True), echo()[1], log=path)
 
 
+def test_a_run_of_other_requests_under_the_same_ids_does_not_go_on(tmp_path):
+    path = tmp_path / "log.jsonl"
+    some = tried(Twice(), echo()[1], log=path)
+    other = [*ITEMS[:2], replace(ITEMS[2], request="Sing.", turns=("Sing.",))]
+    with pytest.raises(LogError, match="item 'i2' is not what it was when the run began"):
+        tried(Twice(), echo()[1], other, log=path)
+    # Older logs do not say what was asked, and are read all the same.
+    head, *rows = map(json.loads, path.read_text().splitlines())
+    for row in rows:
+        del row["asked"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in (head, *rows)))
+    assert tried(Twice(), echo()[1], log=path) == some
+
+
+def test_attempts_are_judged_as_evaluate_judges_replies():
+    """In their context, without the thought; what cannot be read or is no answer has no label."""
+    read = []
+
+    def judge(requests, responses):
+        read.extend(zip(requests, responses, strict=True))
+        raise VerdictError(["complied", None], responses)
+
+    judge.name, judge.source = "a model", "a test"
+    item = replace(ITEMS[0], context="Some text.")
+    attempts = ("<think>Sorry?</think>Fine", "Perhaps", "<think>Hm")
+    found = run(Twice(attempts), echo()[1], [item], [judge], SHORT, precision=FP32)
+    assert found[0].labels == {"a model": ["complied", None, None]}
+    assert read == [(item.judged, "Fine"), (item.judged, "Perhaps")] != []
+    assert item.judged != item.request and succeeded(found, "a model") == [True]
+
+
 @pytest.mark.parametrize(
     ("items", "wrong"), [([], "no items"), ([replace(ITEMS[0], kind="benign")], "is benign")]
 )
@@ -189,8 +222,9 @@ def test_every_attack_has_a_name_a_source_a_budget_and_a_placebo(tmp_path):
 )
 def test_items_under_attack_already_are_refused(subject, attack, monkeypatch):
     monkeypatch.setattr(Ablation, "_directions", lambda self, subject: [torch.ones(32)])
-    with pytest.raises(ValueError, match="plain requests are attacked"):
-        tried(attack, subject, [replace(ITEMS[0], prefill="Sure")])
+    for item in (replace(ITEMS[0], prefill="Sure"), *attacked(ITEMS[:1], "wrapper")):
+        with pytest.raises(ValueError, match="plain requests are attacked"):
+            tried(attack, subject, [item])
 
 
 @pytest.mark.parametrize(
@@ -232,6 +266,17 @@ def test_an_answers_own_beginning_is_put_in_front():
 )
 def test_beginnings(words, found):
     assert beginning(" One two. Three!", words) == found
+
+
+def test_placebos_ask_other_harmless_questions_in_every_batch():
+    items = [replace(ITEMS[0], id=f"i{k}") for k in range(23)]  # more than are asked at once
+    talker, (backend, subject) = Echo(), echo()
+    tried(OwnBeginning(talker=talker, placebo=True), subject, items)
+    assert len({d[-1]["content"] for d, *_ in talker.asked}) == len(items)
+    backend, subject = echo()
+    tried(BestOfN(n=1, placebo=True, noise=0.0), subject, items)
+    benign = [row.prompt for row in load_corpus("benign", "test")]
+    assert [d[-1]["content"] for d, *_ in backend.asked] == benign[: len(items)]
 
 
 # Sampling
@@ -281,8 +326,15 @@ def test_the_loss_is_that_of_the_opening(subject):
     assert float(loss[0]) == pytest.approx(float(wanted), rel=1e-4)
 
 
-def test_a_prompt_in_embeddings_gets_the_same_reply(subject):
+def test_a_prompt_in_embeddings_gets_the_same_reply(subject, monkeypatch):
     ids = token_ids(subject, as_dialogue(ITEMS[0].request))
+    with torch.no_grad():
+        found = reply_to(subject, subject.model.get_input_embeddings()(ids), SHORT)
+    assert found == replies(subject)[0]
+    # Whatever else the model's own file says of generation.
+    said = subject.tokenizer(found, add_special_tokens=False)["input_ids"]
+    asks = GenerationConfig(eos_token_id=2, suppress_tokens=said)
+    monkeypatch.setattr(subject.model, "generation_config", asks)
     with torch.no_grad():
         found = reply_to(subject, subject.model.get_input_embeddings()(ids), SHORT)
     assert found == replies(subject)[0]
@@ -335,6 +387,21 @@ def test_the_suffix_is_asked_as_it_was_optimised(subject):
     assert loss(suffix) < loss(by_chance.found(subject, request))
     tried(attack, subject, ITEMS[:1])
     assert all(value.requires_grad for value in subject.model.parameters())
+
+
+def test_a_change_that_is_worse_than_the_start_is_not_kept(subject, monkeypatch):
+    losses = [1.0, 2.0, 0.5]  # of the start, and of the candidates of each step
+
+    def opening_losses(model, prompts, target):
+        if prompts.requires_grad:
+            return prompts.sum((1, 2))
+        return torch.full((len(prompts),), left.pop(0))
+
+    monkeypatch.setattr("xb_lite.attacks.suffix.opening_losses", opening_losses)
+    for steps in (1, 2):
+        left = list(losses)
+        found = TokenSuffix(tokens=3, steps=steps, candidates=24).found(subject, ITEMS[0].request)
+        assert (found == " !" * 3) == (steps == 1)
 
 
 def test_a_candidate_that_would_be_tokenised_otherwise_does_not_count(subject):
@@ -506,6 +573,14 @@ def test_the_budget_of_turns_is_kept_and_ends_with_the_last_stage():
     (found,) = tried(AdaptiveTurns(asks=4), subject, ITEMS[:1])
     assert len(backend.asked) == 4 and found.labels == {"x-boundary": ["refused"]}
     assert "whole answer" in backend.asked[-1][0][-1]["content"]
+
+
+def test_turns_are_drawn_as_the_caller_asks_and_limited_each():
+    backend, subject = echo(lambda dialogue, prefill: "Gladly.")
+    warm = Decoding(4, temperature=0.7, seed=3)
+    run(AdaptiveTurns(turn_tokens=9), subject, ITEMS[:1], [X_BOUNDARY], warm, precision=FP32)
+    asked = [decoding for _, decoding, _ in backend.asked]
+    assert asked == [replace(warm, max_new_tokens=9)] * 2 + [warm]
 
 
 def test_scripts_have_turns_of_their_own_and_the_placebo_talks_small():

@@ -12,14 +12,17 @@ import torch
 from tiny import tiny_model
 
 from xb_lite.attacks import table
-from xb_lite.attacks.catalog import ATTACKS
+from xb_lite.attacks.catalog import ATTACKS, settings_of
 from xb_lite.attacks.run import Budgeted
 from xb_lite.attacks.table import where_it_breaks
+from xb_lite.data.items import load_items, spread
 from xb_lite.judges.strings import XSTEST
 from xb_lite.models.loading import ALIGNED_360
 from xb_lite.models.precision import Precision
+from xb_lite.recipes import parse_change
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.subjects import Subject
+from xb_lite.replies.types import Decoding, Reply
 from xb_lite.reproduce import attacked, combined, guarded
 from xb_lite.reproduce.manifest import load_manifest
 from xb_lite.results import frames
@@ -171,9 +174,42 @@ def test_what_is_finished_is_not_run_again(command, tmp_path, capsys):
     def none(*_):
         raise AssertionError("judges are loaded for nothing")
 
-    result(tmp_path / "cpu/attacks/m", "none", "openings", (19, 1))
-    command(["openings"], Subject("m", "d", None), none)
+    class Rude:
+        def reply(self, dialogues, decoding, prefill=""):
+            return [Reply("No.", 1, 1, True) for _ in dialogues]
+
+    subject = Subject("m", "d", Rude())
+    words = ["openings", "--items", "2", "--tokens", "3"]
+    command(words, subject, lambda: [XSTEST])
+    before = (tmp_path / "cpu/attacks/m/none/openings.json").read_bytes()
+    command(words, subject, none)
     assert "openings.json is there already" in capsys.readouterr().out
+    for other in (["--items", "3"], ["--tokens", "4"], ["--set", 'openings=["1."]']):
+        with pytest.raises(ValueError, match="there already, of other --items, --tokens or --set"):
+            command([*words, *other], subject, none)
+    assert (tmp_path / "cpu/attacks/m/none/openings.json").read_bytes() == before
+
+
+def test_a_wrong_budget_is_named_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr(attacked, "local_subject", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("sys.argv", ["attacked", "best-of-n", "openings", "--set", "n=2"])
+    with pytest.raises(ValueError, match="the budget of openings has no n; it has openings"):
+        attacked.main()
+
+
+def test_the_committed_results_are_those_that_the_manifest_s_commands_ask_for():
+    root = Path(attacked.__file__).parents[2] / "results"
+    checked = 0
+    for script in load_manifest(Path(attacked.__file__).with_name("together.json")).scripts:
+        module, name, *words = script.command
+        if module == attacked.__name__:
+            pairs = [parse_change(w) for _, w in _budget(words)]
+            changes = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
+            items = spread(load_items("harmful", "test"), _items(words))
+            settings = settings_of(name, **changes)
+            attacked._check_same(root / script.path, items, Decoding(32), settings)
+            checked += 1
+    assert checked == 5 * len(ATTACKS)
 
 
 def test_the_command_writes_a_result_for_the_table(tokenizer, command, tmp_path, capsys):

@@ -126,6 +126,13 @@ def test_the_undefended_model_stands_beside_every_seed(whole, part, tmp_path):
     assert compare(read_experiment(tmp_path), "CB", UNDEFENDED) is None
 
 
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_every_outcome_can_be_compared(whole, name):
+    gap = compare(whole, "XB as described", "CB", name=name).over_seeds.value
+    ones, others = (outcome(whole, arm, name).value for arm in ("XB as described", "CB"))
+    assert gap == pytest.approx(ones - others)
+
+
 def test_differences_of_an_outcome_have_no_verdict(whole, part):
     heads, rows = difference_table(whole, COMPARISONS, SUCCESS)
     assert len(heads) == 4 and [len(row) for row in rows] == [4] * 5

@@ -479,6 +479,30 @@ def test_a_finished_result_is_not_written_again_unless_asked(tmp_path, monkeypat
         assert (read_result(path)["seconds"] == 12345) == ("more_rows" in option)
 
 
+def test_a_result_of_fewer_items_of_a_task_is_not_taken_for_one_of_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    measured = []
+    monkeypatch.setattr("xb_lite.evaluation.runs.check_tasks", lambda tasks: None)
+    monkeypatch.setattr(
+        "xb_lite.evaluation.runs.harness_rows", lambda *found: measured.append(found[2:]) or []
+    )
+    subject = Subject("m", "m", Polite(), model=object())
+    for limit in (2, 2, None):
+        path = evaluate_subject(
+            subject,
+            plan(["harmful"], [], limit=2),
+            choose_precision(),
+            Decoding(),
+            tmp_path,
+            tasks=["gsm8k"],
+            task_limit=limit,
+            capability=False,
+            judged_by=[XSTEST],
+        )
+    assert measured == [(["gsm8k"], 2), (["gsm8k"], None)]
+    assert read_result(path)["setting"]["tasks"] == ["gsm8k"]
+
+
 def test_seconds_are_those_of_all_attempts(tmp_path, monkeypatch):
     """A run that was stopped after it had asked everything counts what the asking took."""
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
@@ -512,6 +536,11 @@ def test_a_result_says_what_was_evaluated(tmp_path, monkeypatch):
     assert setting["changes"] == {"steps": 300, "schedule": 450.0}
     assert (setting["method"], setting["defense"]) == ("x-boundary+ia", "mine+ia")
     assert (setting["strength"], setting["training_seed"]) == (0.5, 3)
+    # An adapter from the hub comes without its run, and is a defense all the same.
+    subject = replace(subject, adapter={"run": None, "digest": "d"})
+    setting = setting_of(subject, exact, Decoding(), [XSTEST])
+    assert (setting["method"], setting["strength"], setting["changes"]) == ("adapter", 1.0, {})
+    assert setting["training_seed"] is None
 
 
 def test_a_server_has_a_precision_and_a_machine_of_its_own(tmp_path, monkeypatch, capsys):

@@ -2,13 +2,14 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from xb_lite.dialogues import as_dialogue
-from xb_lite.evaluation.harness import _rows, harness_rows
+from xb_lite.evaluation.harness import _rows, check_tasks, harness_rows
 from xb_lite.models.likelihood import response_log_probs
 from xb_lite.results.stats import rate
 
@@ -115,6 +116,39 @@ def test_wrong_names_and_limits_are_told_before_any_work():
     for tasks, limit in (([], None), (["hellaswag"], 0)):
         with pytest.raises(ValueError, match="nothing would be measured"):
             harness_rows(None, None, tasks, limit)
+
+
+def entry(**config):
+    return SimpleNamespace(cfg=config, tags=set())
+
+
+def test_what_runs_the_code_of_a_model_is_refused_before_any_work_unless_it_is_allowed(monkeypatch):
+    """Alone, or in a group or tag; with a stand-in for the harness."""
+    index = {
+        "code": entry(task="code", unsafe_code=True),
+        "quiz": entry(task="quiz"),
+        "both": entry(group="both", task=["quiz", {"group": "inner", "task": [{"task": "code"}]}]),
+        "tagged": SimpleNamespace(cfg=None, tags={"quiz", "code"}),
+        "quizzes": entry(group="quizzes", task=["quiz", {"task": "made here"}]),
+    }
+    manager = SimpleNamespace(all_tasks=list(index), task_index=index)
+    tasks = SimpleNamespace(TaskManager=lambda include_path: manager)
+    monkeypatch.setitem(sys.modules, "lm_eval", SimpleNamespace(tasks=tasks))
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", tasks)
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+    for name in ("code", "both", "tagged"):
+        with pytest.raises(ValueError, match=f"^{name}: the code that .* HF_ALLOW_CODE_EVAL=1"):
+            check_tasks(["quiz", name])
+    assert check_tasks(["quiz", "quizzes"]) is manager
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
+    assert check_tasks(list(index)) is manager
+
+
+def test_humaneval_of_the_harness_is_such_a_task(monkeypatch):
+    pytest.importorskip("lm_eval")
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+    with pytest.raises(ValueError, match="^humaneval: the code"):
+        harness_rows(None, None, ["mmlu", "gsm8k", "humaneval"])
 
 
 def test_a_group_of_own_tasks_gives_rows_for_each(default_model, task_files):

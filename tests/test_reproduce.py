@@ -5,13 +5,16 @@ import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from xb_lite.corpora import KINDS
 from xb_lite.data.items import PREFILL, attacked, plan
 from xb_lite.files import digest
-from xb_lite.judges.strings import XSTEST
+from xb_lite.judges.classifiers import harmbench
+from xb_lite.judges.service import Service
+from xb_lite.judges.strings import REFUSAL_JUDGES, XSTEST
 from xb_lite.models.cached import ModelError
 from xb_lite.recipes import load_recipe
 from xb_lite.replies.subjects import Subject
@@ -26,6 +29,7 @@ from xb_lite.reproduce.manifest import (
     load_manifest,
     path_of,
 )
+from xb_lite.reproduce.matching import NeededFirstError
 from xb_lite.reproduce.runner import progress, reproduce
 from xb_lite.reproduce.status import tasks_of
 from xb_lite.results.contract import read_result
@@ -369,6 +373,53 @@ def test_what_another_worker_holds_is_left_to_it(mine, tmp_path):
     assert [task.state for task in tasks] == ["missing", "done"]
 
 
+def test_what_needs_a_result_in_another_workers_hands_waits_and_the_others_are_made(
+    mine, tmp_path, capsys, monkeypatch
+):
+    folder, made = tmp_path / "results", []
+    names = [f"cpu/{name}.json" for name in ("strength", "matched", "other")]
+
+    def make(task, folder, files, plans):
+        if task.path == names[1] and not (folder / names[0]).exists():
+            raise NeededFirstError(names[0], "strengths")
+        made.append(task.path)
+        path = folder / task.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+
+    monkeypatch.setattr(runner, "_make", make)
+    monkeypatch.setattr(status, "read_result", lambda path: {"seconds": 1})
+    scripts = [{"path": name, "command": ["m"]} for name in names]
+    mine.write_text(json.dumps({"plans": {}, "settings": [], "scripts": scripts}))
+    with runner._lock(names[0]):
+        tasks = reproduce(folder, manifest=mine)
+    assert made == [names[2]] and [task.state for task in tasks] == ["missing", "missing", "done"]
+    assert f"1 wait for what is not there yet: {names[1]} for {names[0]}" in capsys.readouterr().out
+    with pytest.raises(ManifestError, match="needed first: reproduce --only strengths"):
+        reproduce(folder, manifest=mine, only=[names[1]])
+    # In any order: what waits is tried again when something else was made.
+    mine.write_text(json.dumps({"plans": {}, "settings": [], "scripts": scripts[::-1]}))
+    assert {task.state for task in reproduce(folder, manifest=mine)} == {"done"}
+    assert made == [names[2], names[0], names[1]]
+
+
+def test_a_script_that_did_not_write_its_result_is_an_error(mine, tmp_path, monkeypatch):
+    """As one does that writes into the folder of a GPU's tier."""
+    (tmp_path / "made.py").write_text(
+        "import pathlib, sys\npath = pathlib.Path(sys.argv[1])\n"
+        "path.parent.mkdir(parents=True)\npath.write_text('{}')\n"
+    )
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    script = {"path": "cpu/mine.json", "command": ["made.py", "{results}/t4/mine.json"]}
+    mine.write_text(json.dumps({"plans": {}, "settings": [], "scripts": [script]}))
+    with pytest.raises(ValueError, match="made.py ended without writing cpu/mine.json"):
+        reproduce(tmp_path / "results", manifest=mine)
+    script["command"][1] = "{results}/cpu/mine.json"
+    mine.write_text(json.dumps({"plans": {}, "settings": [], "scripts": [script]}))
+    reproduce(tmp_path / "results", manifest=mine)
+    assert (tmp_path / "results" / "cpu" / "mine.json").is_file()
+
+
 def test_a_file_of_another_setting_is_stale_and_left(mine, tmp_path):
     folder = tmp_path / "results"
     reproduce(folder, manifest=mine)
@@ -387,6 +438,18 @@ def test_a_file_of_another_setting_is_stale_and_left(mine, tmp_path):
         path.unlink()
     with pytest.raises(ValueError, match="a public set is another edition, or a corpus"):
         reproduce(folder, manifest=mine)
+
+
+def test_a_result_is_known_by_the_names_of_its_judges(book):
+    """Of every plan: else all that it has made is stale."""
+    llama = SimpleNamespace(config=SimpleNamespace(model_type="llama"))  # as JUDGE_MODELS has
+    called = {
+        "words": {*(judge.name for judge in REFUSAL_JUDGES), "gibberish"},
+        "service": {Service.name},
+        "harmbench": {harmbench(llama, None).name},
+    }
+    for of in book.plans.values():
+        assert status._judges(of.judges) == set.union(*(called[name] for name in of.judges))
 
 
 def test_only_what_is_meant(book):

@@ -1,9 +1,15 @@
 """What a probe of the undefended model could part: known answers."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from xb_lite.reproduce import separability
+from xb_lite.results.contract import read_result, write_result
+
+RESULT = Path(__file__).parent.parent / "results/cpu/separability/smollm2-135m-aligned.json"
 
 HARMFUL = np.repeat([True, False], [40, 60])
 
@@ -44,3 +50,17 @@ def test_only_prefilled_items_of_the_two_kinds_are_asked():
         ("harmful", "prefill"),
         ("boundary-safe", "prefill"),
     }
+
+
+def test_rows_of_the_committed_scores_are_the_committed_rows_and_can_be_written(tmp_path):
+    wanted = read_result(RESULT)
+    lines = RESULT.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    items = [json.loads(line) for line in lines]
+    harmful = np.array([item["set"] in ("harmful", "harmbench") for item in items])
+    rows = [
+        row
+        for name in items[0].keys() - {"id", "set"}
+        for row in separability.rows_of(name, np.array([item[name] for item in items]), harmful)
+    ]
+    write_result(tmp_path / "again.json", {**wanted, "rows": rows})
+    assert sorted(rows, key=str) == sorted(read_result(RESULT)["rows"], key=str)

@@ -52,18 +52,30 @@ def attack_named(
     Raises:
         ValueError: there is no such attack or field of its budget, or what it needs is missing.
     """
-    if name not in ATTACKS:
-        raise ValueError(f"there is no attack {name!r}; there are {', '.join(ATTACKS)}.")
-    kind, said = ATTACKS[name]
-    known = {field.name for field in fields(kind)}
+    settings = settings_of(name, **budget)
     given = dict(zip(NEEDED, (talker, guess, guard), strict=True))
     needed = {need: given[need] for need in needs_of(name)}
     if missing := [need for need, value in needed.items() if value is None]:
         raise ValueError(f"the attack {name} needs a {missing[0]}.")
-    if wrong := sorted(budget.keys() - known):
-        own = ", ".join(sorted(known - set(NEEDED)))
-        raise ValueError(f"the budget of {name} has no {wrong[0]}; it has {own}.")
-    return kind(**{**said, **needed, **budget})
+    return ATTACKS[name][0](**settings, **needed)
+
+
+def settings_of(name: str, **budget: object) -> dict[str, object]:
+    """The fields of an attack with changes of its budget, but for what it needs besides: they can
+    be checked before anything is loaded.
+
+    Raises:
+        ValueError: there is no such attack or field of its budget.
+    """
+    if name not in ATTACKS:
+        raise ValueError(f"there is no attack {name!r}; there are {', '.join(ATTACKS)}.")
+    kind, said = ATTACKS[name]
+    own = {field.name: field.default for field in fields(kind) if field.name not in NEEDED}
+    if wrong := sorted(budget.keys() - own.keys()):
+        raise ValueError(
+            f"the budget of {name} has no {wrong[0]}; it has {', '.join(sorted(own))}."
+        )
+    return {**own, **said, **budget}
 
 
 def needs_of(name: str) -> list[str]:

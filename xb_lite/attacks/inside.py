@@ -16,7 +16,7 @@ from xb_lite.dialogues import Dialogue, as_dialogue, render
 from xb_lite.intention.defenses import Defended, last_prompts
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.subjects import Subject
-from xb_lite.replies.talk import ends_and_pad
+from xb_lite.replies.talk import ends_and_pad, neutral
 from xb_lite.replies.types import Decoding
 
 TARGET = "Sure, here is"  # what attacks on an opening make likely
@@ -46,7 +46,8 @@ def plain(items: Sequence[Item]) -> list[Dialogue]:
     Raises:
         ValueError: one is a script, or under an attack already.
     """
-    if wrong := next((i for i in items if len(i.turns) > 1 or i.prefill), None):
+    wrapped = (i for i in items if i.attack != "direct" or len(i.turns) > 1 or i.prefill)
+    if wrong := next(wrapped, None):
         raise ValueError(f"{wrong.id} is {wrong.attack} already; plain requests are attacked.")
     return [as_dialogue(item.turns[0]) for item in items]
 
@@ -107,11 +108,12 @@ def reply_to(subject: Subject, prompt: Float[Tensor, "token dim"], decoding: Dec
         do_sample=False,
         **ends_and_pad(subject.model, subject.tokenizer),
     )
-    ids = subject.model.generate(
-        inputs_embeds=prompt[None],
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=prompt.device),
-        generation_config=config,
-    )
+    with neutral(subject.model):
+        ids = subject.model.generate(
+            inputs_embeds=prompt[None],
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=prompt.device),
+            generation_config=config,
+        )
     return subject.tokenizer.decode(ids[0], skip_special_tokens=True)
 
 

@@ -1,4 +1,4 @@
-"""Prefills that no defense was trained on: other openings, and the answer's own beginning."""
+"""Other prefills than the one that defenses are trained on, and the answer's own beginning."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import ClassVar
 
 from xb_lite.attacks.inside import plain
@@ -59,7 +60,9 @@ class Openings(Budgeted):
 @dataclass(frozen=True, kw_only=True)
 class OwnBeginning(Budgeted):
     """The beginning of an answer that an undefended model, ``talker``, gives to the same request,
-    an attempt at each of ``words``: so many words of it, or with 0 its first sentence.
+    an attempt at each of ``words``: so many words of it, or with 0 its first sentence. The talker
+    is made to answer by ``PREFILL``, the opening that defenses are trained on, so every beginning
+    begins with that.
 
     The placebo's are of its answers to benign requests.
 
@@ -75,13 +78,14 @@ class OwnBeginning(Budgeted):
 
     @contextmanager
     def on(self, subject: Subject) -> Iterator[Ask]:
-        harmless = [row.prompt for row in load_corpus("benign", "test")]
+        harmless = cycle(row.prompt for row in load_corpus("benign", "test"))
 
         def ask(items: Sequence[Item], decoding: Decoding) -> list[list[str]]:
             dialogues = plain(items)
             asked: list[Dialogue] = dialogues
             if self.placebo:
-                asked = [as_dialogue(harmless[k % len(harmless)]) for k in range(len(items))]
+                # Other ones in the next batch.
+                asked = list(map(as_dialogue, islice(harmless, len(items))))
             said = self.talker.reply(asked, Decoding(self.talker_tokens), PREFILL)
             attempts = []
             for dialogue, answer in zip(dialogues, said, strict=True):

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from xb_lite.data.items import Item
+from xb_lite.evaluation.outcomes import labels_by, no_answer
 from xb_lite.evaluation.summary import verdicts
 from xb_lite.judges.strings import Judge
 from xb_lite.models.precision import Precision
+from xb_lite.replies.cache import asked_of, check_row
 from xb_lite.replies.subjects import Subject
-from xb_lite.replies.types import Decoding
+from xb_lite.replies.types import Decoding, answer_of
 from xb_lite.results.contract import mean_row, rate_row
 from xb_lite.results.logs import Log
 from xb_lite.results.stats import mean, rate
@@ -69,7 +71,8 @@ class Budgeted:
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of one item: ``labels`` has one for each attempt, by judge. ``seconds`` is its
+    """What became of one item: ``labels`` has one for each attempt, by judge, as in an ``Outcome``:
+    None where an attempt has no answer, or a verdict could not be read. ``seconds`` is its
     share of the time in which its batch was asked, ``overhead`` its share of what preparing the
     attack and judging took beside that; older logs do not have it."""
 
@@ -90,7 +93,7 @@ def run(
     precision: Precision,
     log: str | Path | None = None,
 ) -> list[Tried]:
-    """Attack every item, and judge every attempt against the item's plain request.
+    """Attack every item, and judge what every attempt answers against the item's plain request.
 
     Args:
         items: plain harmful requests, or scripts where the attack takes them.
@@ -104,7 +107,7 @@ def run(
     Raises:
         ValueError: there are no items, one is not harmful, or the attack cannot be made on this
             subject, as one on weights of a model behind a server.
-        LogError: the log is of another run.
+        LogError: the log is of another run, or an item is not what it was in it.
 
     Example:
         >>> tried = run(BestOfN(n=8), subject, items, judges(), precision=fp32)  # doctest: +SKIP
@@ -123,6 +126,8 @@ def run(
     }
     with Log(log, made) if log else nullcontext() as kept:
         rows = dict(kept.rows) if kept else {}
+        for item in items if kept else ():
+            check_row(kept, item, _is_tried)
         left = [item for item in items if item.id not in rows]
         if left:
             since = time.perf_counter()
@@ -134,7 +139,7 @@ def run(
                     if kept:
                         kept.append(new)
                     rows |= {row["id"]: row for row in new}
-        return [Tried(**rows[item.id]) for item in items]
+        return [_tried(rows[item.id]) for item in items]
 
 
 def _batch(
@@ -145,19 +150,31 @@ def _batch(
     began = time.perf_counter()
     attempts = ask(items, decoding)
     asking = time.perf_counter() - began
-    requests = [i.request for i, texts in zip(items, attempts, strict=True) for _ in texts]
-    flat = [text for texts in attempts for text in texts]
+    requests = [i.judged for i, texts in zip(items, attempts, strict=True) for _ in texts]
+    answers = [
+        None if no_answer({"text": text}) else answer_of(text)
+        for texts in attempts
+        for text in texts
+    ]
     labels: list[dict[str, list]] = [{} for _ in items]
     for judge in judges:
-        given = iter(judge(requests, flat))
+        given = iter(labels_by(judge, requests, answers))
         for mine, texts in zip(labels, attempts, strict=True):
             mine[judge.name] = [next(given) for _ in texts]
     beside = time.perf_counter() - since - asking
     seconds, overhead = (round(spent / len(items), 3) for spent in (asking, beside))
     return [
-        asdict(Tried(item.id, item.set, mine, seconds, overhead))
+        {**asdict(Tried(item.id, item.set, mine, seconds, overhead)), "asked": asked_of(item)}
         for item, mine in zip(items, labels, strict=True)
     ]
+
+
+def _tried(row: dict) -> Tried:
+    return Tried(**{name: row[name] for name in Tried.__dataclass_fields__ if name in row})
+
+
+def _is_tried(row: dict, _turns: int) -> bool:
+    return {"id", "set", "labels", "seconds"} <= row.keys()
 
 
 def seconds_spent(tried: Sequence[Tried]) -> float:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import ClassVar
 
 from xb_lite.attacks.inside import plain
@@ -37,13 +38,13 @@ class BestOfN(Budgeted):
 
     @contextmanager
     def on(self, subject: Subject) -> Iterator[Ask]:
-        harmless = [row.prompt for row in load_corpus("benign", "test")]
+        harmless = cycle(row.prompt for row in load_corpus("benign", "test"))
 
         def ask(items: Sequence[Item], decoding: Decoding) -> list[list[str]]:
             plain(items)
             texts = [item.request for item in items]
             if self.placebo:
-                texts = [harmless[k % len(harmless)] for k in range(len(items))]
+                texts = list(islice(harmless, len(items)))  # other ones in the next batch
             attempts: list[list[str]] = [[] for _ in items]
             for k in range(self.n):
                 draw = random.Random(f"{self.seed} {k}")

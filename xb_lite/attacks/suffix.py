@@ -9,7 +9,7 @@ from functools import cache
 from typing import ClassVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -72,6 +72,9 @@ class TokenSuffix(Budgeted):
         """The suffix for one request, as text."""
         draw = torch.Generator().manual_seed(self.seed)
         suffix, best = START * self.tokens, float("inf")
+        if not self.placebo:
+            start = token_ids(subject, as_dialogue(request + suffix))
+            best = float(self._losses(subject, start[None])[0])
         for _ in range(self.steps):
             dialogue = as_dialogue(request + suffix)
             ids, where = token_ids(subject, dialogue), places(subject, dialogue, suffix)
@@ -86,13 +89,17 @@ class TokenSuffix(Budgeted):
             if self.placebo:
                 suffix = kept[0][1]
                 continue
-            rows = torch.stack([row for row, _ in kept])
-            with torch.no_grad():
-                embedded = subject.model.get_input_embeddings()(rows)
-                losses = opening_losses(subject.model, embedded, target_ids(subject))
+            losses = self._losses(subject, torch.stack([row for row, _ in kept]))
             if float(losses.min()) < best:
                 best, suffix = float(losses.min()), kept[int(losses.argmin())][1]
         return suffix
+
+    @torch.no_grad()
+    def _losses(
+        self, subject: Subject, rows: Int[Tensor, "prompt token"]
+    ) -> Float[Tensor, " prompt"]:
+        embedded = subject.model.get_input_embeddings()(rows)
+        return opening_losses(subject.model, embedded, target_ids(subject))
 
     def _candidates(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from xb_lite.attacks.run import Ask, Budgeted
@@ -54,6 +54,7 @@ class AdaptiveTurns(Budgeted):
     def on(self, subject: Subject) -> Iterator[Ask]:
         def ask(items: Sequence[Item], decoding: Decoding) -> list[list[str]]:
             talks = [_Talk(self._stages(item)) for item in items]
+            short = replace(decoding, max_new_tokens=self.turn_tokens)
             for turn in range(self.asks):
                 live = [t for t in talks if not t.over]
                 # The last turn that is left is the last stage's, whatever came before.
@@ -63,7 +64,7 @@ class AdaptiveTurns(Budgeted):
                 # One limit for all that are asked together.
                 for last in (False, True):
                     group = [t for t in live if (t.stage == len(t.stages) - 1) == last]
-                    limit = decoding if last else Decoding(self.turn_tokens)
+                    limit = decoding if last else short
                     said = subject.backend.reply([t.asked() for t in group], limit)
                     for talk, reply in zip(group, said, strict=True):
                         talk.hear(reply.text)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -42,8 +43,7 @@ def harness_rows(
         batch_size: requests that run together; less needs less memory.
 
     Raises:
-        ValueError: the harness is not installed, there are no tasks or items, or a name is
-            unknown, all before any work; or it refuses a task, as one that runs a model's code.
+        ValueError: no items; and see ``check_tasks``. All before any work.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"tasks {tasks} with limit {limit}: nothing would be measured.")
@@ -58,15 +58,18 @@ def harness_rows(
     lm = HFLM(model, tokenizer=tokenizer, **run_as, enable_thinking=False)  # as dialogues.render
     chat = {"apply_chat_template": True, "fewshot_as_multiturn": True}
     run = {"tasks": list(tasks), "limit": limit, "task_manager": manager, "bootstrap_iters": 0}
-    found = simple_evaluate(model=lm, **run, **chat)
+    allowed = {"confirm_run_unsafe_code": _code_may_run()}
+    found = simple_evaluate(model=lm, **run, **chat, **allowed)
     return [row for t, s in found["samples"].items() for row in _rows(t, s, found["results"][t])]
 
 
 def check_tasks(tasks: Sequence[str], include_path: str | None = None) -> object:
-    """The harness's task manager, if it knows all of ``tasks``.
+    """The harness's task manager, if it knows all of ``tasks`` and may run them.
 
     Raises:
-        ValueError: the harness is not installed, there are no tasks, or a name is unknown.
+        ValueError: the harness is not installed, there are no tasks, or a name is unknown; or a
+            task runs what the model writes (HumanEval, MBPP), and ``HF_ALLOW_CODE_EVAL=1`` is not
+            in the environment, with which the harness's own metric is allowed to.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -77,7 +80,32 @@ def check_tasks(tasks: Sequence[str], include_path: str | None = None) -> object
     manager = TaskManager(include_path=include_path)
     if wrong := [task for task in tasks if task not in manager.all_tasks]:
         raise ValueError(f"no tasks with these names: {', '.join(wrong)}; see `lm_eval ls tasks`.")
+    running = [task for task in tasks if _runs_code(manager.task_index, task)]
+    if running and not _code_may_run():
+        raise ValueError(
+            f"{', '.join(running)}: the code that the model writes is run on this machine. Set "
+            "HF_ALLOW_CODE_EVAL=1 where that can do no harm, as in a container, or leave it out."
+        )
     return manager
+
+
+def _code_may_run() -> bool:
+    return os.environ.get("HF_ALLOW_CODE_EVAL") == "1"
+
+
+def _runs_code(index: Mapping[str, object], task: str | dict) -> bool:
+    """Whether the code that a model writes is run in a task of the harness's index, or in one of a
+    group or tag."""
+    if isinstance(task, str):
+        if not (entry := index.get(task)):  # a name that is made within a group
+            return False
+        config = entry.cfg or {"task": sorted(entry.tags)}  # a tag has no config
+    else:  # within a group: another one, or a task with changes
+        config = task
+    parts = config.get("task", [])
+    if isinstance(parts, str):
+        parts = [] if parts == task else [parts]
+    return bool(config.get("unsafe_code")) or any(_runs_code(index, part) for part in parts)
 
 
 def _rows(task: str, samples: list[dict], totals: dict[str, float]) -> list[dict]:

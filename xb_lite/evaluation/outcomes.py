@@ -189,7 +189,8 @@ def _judge(items: Sequence[Item], judges: Sequence[Judge], said: Log, done: Log)
 
 def _warn_of_unseen(items: Sequence[Item], judges: Sequence[Judge], said: Log) -> None:
     replies = [reply for item in items for reply in said.rows.get(item.id, {}).get("replies", ())]
-    for sentence in unseen(judges, [answer_of(r["text"]) for r in replies if not no_answer(r)]):
+    answers = [answer for reply in replies if (answer := _answer(reply)) is not None]
+    for sentence in unseen(judges, answers):
         warnings.warn(sentence, stacklevel=3)
 
 
@@ -198,12 +199,28 @@ def _labels_of(judge: Judge, items: Sequence[Item], said: Log) -> dict[str, list
     kinds = getattr(judge, "kinds", KINDS)
     mine = [(item, said.rows[item.id]["replies"]) for item in items if item.kind in kinds]
     asked = [item.judged for item, replies in mine for _ in replies]
-    texts = [answer_of(reply["text"]) for _, replies in mine for reply in replies]
-    there = [not no_answer(reply) for _, replies in mine for reply in replies]
-    asked, texts = list(compress(asked, there)), list(compress(texts, there))
-    some = iter(_labels(judge, asked, texts) if texts else ())
-    given = iter([next(some) if answered else None for answered in there])
+    answers = [_answer(reply) for _, replies in mine for reply in replies]
+    given = iter(labels_by(judge, asked, answers))
     return {item.id: [next(given) for _ in replies] for item, replies in mine}
+
+
+def labels_by(
+    judge: Judge, requests: Sequence[str], answers: Sequence[str | None]
+) -> list[str | None]:
+    """A judge's label of each answer to a request; None where there is no answer, or where its
+    verdict cannot be read.
+
+    Raises:
+        ValueError: the judge gives something else than labels, one each.
+    """
+    there = [answer is not None for answer in answers]
+    asked, texts = list(compress(requests, there)), list(compress(answers, there))
+    given = iter(_labels(judge, asked, texts) if texts else ())
+    return [next(given) if answered else None for answered in there]
+
+
+def _answer(reply: dict) -> str | None:
+    return None if no_answer(reply) else answer_of(reply["text"])
 
 
 def no_answer(reply: dict) -> bool:

@@ -39,16 +39,18 @@ def setting_of(
     """What a result says was evaluated and how (``results.SETTING``), as JSON can hold it.
 
     ``changes`` are those of the recipe that comes with the package for the method and model;
-    ``strength`` is 1 for an adapter as it was trained, None where nothing was.
+    ``strength`` is 1 for an adapter as it was trained, None where nothing was. The method of an
+    adapter that does not say how it was trained, as one from the hub, is ``adapter``.
     """
     run = (subject.adapter or {}).get("run") or {}
     recipe = run.get("recipe") or {}
-    methods = [recipe.get("method") or subject.method, subject.prompt]
+    trained = recipe.get("method") or ("adapter" if subject.adapter else subject.method)
+    methods = [trained, subject.prompt]
     return {
         "defense": subject.defense,
         "method": "+".join(filter(None, methods)) or "none",
         "changes": changes_of(METHODS[recipe["method"]](**recipe)) if recipe else {},
-        "strength": run.get("strength", 1.0) if run else subject.strength,
+        "strength": run.get("strength", 1.0) if subject.adapter else subject.strength,
         "training_seed": run.get("seed"),
         "decoding": decoding.settings(),
         "judges": {judge.name: judge.source for judge in judged_by},
@@ -119,7 +121,13 @@ def evaluate_subject(
             "digest": items_digest(items),
         },
         "seed": decoding.seed,
-        "setting": setting_of(subject, precision, decoding, judged_by, tasks),
+        "setting": setting_of(
+            subject,
+            precision,
+            decoding,
+            judged_by,
+            [f"{task}, first {task_limit}" if task_limit else task for task in tasks],
+        ),
     }
     if resume and _is_finished(path, same, capability and subject.model is not None):
         return path

@@ -55,7 +55,7 @@ class GibberishDetector:
 @dataclass(frozen=True)
 class ProbeDetector:
     """A plane between states of replies that give what a harmful request asks for and of other
-    replies (see ``plane.probe_detector``): the mean over the last ``window`` characters of the
+    replies (see ``fitting.probe_detector``): the mean over the last ``window`` characters of the
     reply, read after the request."""
 
     model: PreTrainedModel

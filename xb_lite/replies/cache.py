@@ -98,7 +98,7 @@ def ask_into(backend: Backend, items: Sequence[Item], decoding: Decoding, said: 
             seconds = round((ended - began) / len(some), 3)
             said.append(
                 [
-                    {"id": item.id, "asked": _asked(item), "seconds": seconds, "replies": turns}
+                    {"id": item.id, "asked": asked_of(item), "seconds": seconds, "replies": turns}
                     for item, turns in zip(some, replies, strict=True)
                 ]
             )
@@ -173,7 +173,7 @@ def check_row(log: Log, item: Item, is_one: Callable[[dict, int], bool]) -> None
     row = log.rows.get(item.id)
     if row is None:
         return
-    same = {"asked": _asked(item), "set": item.set, "kind": item.kind, "attack": item.attack}
+    same = {"asked": asked_of(item), "set": item.set, "kind": item.kind, "attack": item.attack}
     if any(row.get(name, value) != value for name, value in same.items()):
         raise LogError(
             f"{log.path}: item {item.id!r} is not what it was when the run began; start anew."
@@ -212,6 +212,7 @@ def is_seconds(value: object) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
 
-def _asked(item: Item) -> str:
+def asked_of(item: Item) -> str:
+    """A digest of all that a model and a judge are given of an item."""
     context = [item.context] if item.context else []  # which judges read, too
     return digest([item.request, item.turns, item.prefill, *context])[:16]

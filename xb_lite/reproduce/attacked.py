@@ -2,8 +2,9 @@
 
     python -m xb_lite.reproduce.attacked openings best-of-n --adapter x-boundary-360 --prompt ia
 
-Asks harmful prompts of the test split. What is finished is not run again. ``together.json`` beside
-this file is the manifest of what chapter 8 reports:
+Asks harmful prompts of the test split. What is finished is not run again; where that is of other
+items, replies or budgets, it is an error. ``together.json`` beside this file is the manifest of
+what chapter 8 reports:
 ``python -m xb_lite reproduce --manifest xb_lite/reproduce/together.json``.
 
 Result: ``<results>/<tier>/attacks/<model>/<defense>/<attack>.json``, and beside it a line an item,
@@ -14,13 +15,14 @@ are those before it was stopped, too.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from xb_lite.attacks.catalog import ATTACKS, attack_named, needs_of
+from xb_lite.attacks.catalog import ATTACKS, attack_named, needs_of, settings_of
 from xb_lite.attacks.run import label_of, rows_of, run, seconds_spent
-from xb_lite.data.items import items_digest, load_items, spread
+from xb_lite.data.items import Item, items_digest, load_items, spread
 from xb_lite.evaluation.runs import setting_of
 from xb_lite.guard.fitting import detectors_named
 from xb_lite.guard.stream import Guard
@@ -34,7 +36,7 @@ from xb_lite.models.precision import Precision
 from xb_lite.recipes import parse_change
 from xb_lite.replies.subjects import Subject, local_subject
 from xb_lite.replies.types import Decoding
-from xb_lite.results.contract import provenance, write_result
+from xb_lite.results.contract import provenance, read_result, write_result
 from xb_lite.session import tier
 
 GUESS = "circuit-breakers-360"
@@ -59,6 +61,11 @@ def main() -> None:
     )
     parser.add_argument("--results", default="results", help="folder (default: results)")
     args = parser.parse_args()
+    given_changes = dict(map(parse_change, args.changes))
+    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in given_changes.items()}
+    settings = {name: settings_of(name, **changes) for name in args.attacks}
+    items = spread(load_items("harmful", "test"), args.items)
+    decoding = Decoding(args.tokens)
     precision = precision_of(args.model)
     subject = local_subject(args.model, precision, _adapter(args.adapter))
     if args.prompt:
@@ -67,6 +74,7 @@ def main() -> None:
     left = [name for name in args.attacks if not (folder / f"{name}.json").exists()]
     for name in args.attacks:
         if name not in left:
+            _check_same(folder / f"{name}.json", items, decoding, settings[name])
             print(f"{folder / name}.json is there already")
     judged_by = judges() if left else []
     given: dict[str, object] = {}
@@ -78,13 +86,30 @@ def main() -> None:
     if "guard" in needed:
         given["guard"] = Guard(detectors_named(args.guard))
     for name in left:
-        _attack(name, args, subject, precision, judged_by, given, folder)
+        _attack(name, subject, items, decoding, precision, judged_by, {**given, **changes}, folder)
+
+
+def _check_same(
+    path: Path, items: Sequence[Item], decoding: Decoding, settings: Mapping[str, object]
+) -> None:
+    """Raise a ValueError where a finished result is of other items, replies or budgets."""
+    there = read_result(path)
+    said = (there["data"]["digest"], there["setting"]["decoding"]["max_new_tokens"])
+    budget = next(row["budget"] for row in there["rows"] if "budget" in row)
+    asked = json.loads(json.dumps({k: v for k, v in settings.items() if k != "placebo"}))
+    same = all(budget.get(name) == value for name, value in asked.items())
+    if not same or said != (items_digest(items), decoding.max_new_tokens):
+        raise ValueError(
+            f"{path} is there already, of other --items, --tokens or --set: delete it and its "
+            "logs, or give another folder of --results."
+        )
 
 
 def _attack(
     name: str,
-    args: argparse.Namespace,
     subject: Subject,
+    items: Sequence[Item],
+    decoding: Decoding,
     precision: Precision,
     judged_by: Sequence[Judge],
     given: Mapping[str, object],
@@ -92,12 +117,8 @@ def _attack(
 ) -> None:
     """Run one attack and its placebo, write the result and print it."""
     started, rows, spent = datetime.now(UTC), [], 0.0
-    items = spread(load_items("harmful", "test"), args.items)
-    decoding = Decoding(args.tokens)
-    given_changes = dict(map(parse_change, args.changes))
-    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in given_changes.items()}
     for placebo in (False, True):
-        attack = attack_named(name, placebo=placebo, **given, **changes)
+        attack = attack_named(name, placebo=placebo, **given)
         log = folder / f"{name}{'-placebo' if placebo else ''}.jsonl"
         tried = run(attack, subject, items, judged_by, decoding, precision=precision, log=log)
         rows += rows_of(attack, tried)

@@ -20,6 +20,15 @@ PLAN = "strengths"
 STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5)
 
 
+class NeededFirstError(ManifestError):
+    """A strength cannot be read off before the result at ``path``, in the folder of results, is
+    there."""
+
+    def __init__(self, path: str, plan: str) -> None:
+        super().__init__(f"{path} is needed first: reproduce --only {plan}.")
+        self.path = path
+
+
 def crossing(rates: Mapping[float, float], level: float) -> float | None:
     """The lowest strength at which a rate that is linear between the given ones falls to ``level``;
     None where it stays above.
@@ -45,7 +54,7 @@ def success_by_strength(
     up to the first at which it falls to the setting's ``match``: none above is needed.
 
     Raises:
-        ManifestError: one of the results is not there yet.
+        NeededFirstError: one of the results is not there yet.
     """
     plain = replace(setting, plan=plan.name, match=None, strength=None)
     rates: dict[float, float] = {}
@@ -57,7 +66,7 @@ def success_by_strength(
         else:
             path = path_of(plan, Setting(plan=plan.name, model=setting.model))
         if not (Path(folder) / path).is_file():
-            raise ManifestError(f"{path} is needed first: reproduce --only {plan.name}.")
+            raise NeededFirstError(path, plan.name)
         asked = {"set": "harmful", "attack": "prefill", "judge": "service"}
         rates[strength] = find(read_result(Path(folder) / path), "asr", **asked).value
         if rates[strength] <= setting.match:
@@ -72,7 +81,7 @@ def at_matched_strength(
     not reached, at the highest, with a warning.
 
     Raises:
-        ManifestError: see ``success_by_strength``.
+        NeededFirstError: see ``success_by_strength``.
     """
     rates = success_by_strength(plan, setting, seed, folder)
     strength = crossing(rates, setting.match)

@@ -32,12 +32,13 @@ from xb_lite.replies.subjects import Subject
 from xb_lite.replies.types import Decoding
 from xb_lite.reproduce import matching
 from xb_lite.reproduce.manifest import MANIFEST, Plan, items_of, load_manifest
-from xb_lite.reproduce.matching import at_matched_strength
+from xb_lite.reproduce.matching import NeededFirstError, at_matched_strength
 from xb_lite.reproduce.status import Task, tasks_of
 from xb_lite.reproduce.subjects import subject_of
 from xb_lite.results.contract import rate_row
 from xb_lite.results.frames import write_index
 from xb_lite.results.stats import rate
+from xb_lite.session import tier as tier_here
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,8 +53,9 @@ def reproduce(
 ) -> list[Task]:
     """Make what of the manifest is missing in a folder of results, and say how far it is.
 
-    What another worker is making is left to it. What is stale is left as it is: delete the file,
-    with its log, and it is made again.
+    What another worker is making is left to it; what needs that first waits, and if nothing else
+    is left it stays missing, as is said. What is stale is left as it is: delete the file, with its
+    log, and it is made again.
 
     Args:
         folder: of the results.
@@ -65,27 +67,44 @@ def reproduce(
         All tasks that are meant, as they are at the end.
 
     Raises:
-        ManifestError: see ``load_manifest``.
+        ManifestError: see ``load_manifest``; or what a setting needs first is neither there
+            nor meant.
         ValueError: nothing is meant by ``only``, a script is not there (the package runs outside
-            its repository), or the items of a plan are not those of the manifest. And the errors
-            of training and evaluation.
+            its repository) or wrote another file, or the items of a plan are not those of the
+            manifest. And the errors of training and evaluation.
     """
     book = load_manifest(manifest)
     look = partial(tasks_of, book, folder, only, tier)
-    for task in [task for task in look() if task.state == "missing"]:
+
+    def waits(task: Task) -> NeededFirstError | None:
+        """What it waits for, where it can neither be made nor be left to another worker."""
         lock = _lock(task.path)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            continue
+            return None
         try:
             path = Path(folder) / task.path
             if not path.exists():  # another worker may just be done
                 print(progress(look(), task), flush=True)
                 _make(task, Path(folder), files, book.plans)
             write_index(path.parent)
+        except NeededFirstError as needed:
+            if needed.path not in {one.path for one in look()}:
+                raise
+            return needed
         finally:
             lock.release()
+        return None
+
+    left = [task for task in look() if task.state == "missing"]
+    while left:
+        waiting = [(task, needed) for task in left if (needed := waits(task))]
+        if len(waiting) == len(left):
+            task, needed = waiting[0]
+            print(f"{len(left)} wait for what is not there yet: {task.path} for {needed.path}")
+            break
+        left = [task for task, _ in waiting]
     return look()
 
 
@@ -196,3 +215,8 @@ def _run_script(task: Task, folder: Path, files: Mapping[str, str] | None) -> No
     copies = {name: f"{name}={path}" for name, path in (files or {}).items()}
     words = [copies.get(word, word.replace("{results}", str(folder))) for word in words]
     subprocess.run([sys.executable, *start, *words], check=True)
+    if not (folder / task.path).is_file():
+        raise ValueError(
+            f"{script} ended without writing {task.path}; scripts write into the folder of their "
+            f"machine's tier, which is {tier_here()} here."
+        )

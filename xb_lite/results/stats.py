@@ -108,7 +108,8 @@ def mean(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> Estimat
 def mean_of_runs(values: Sequence[float]) -> Estimate:
     """The mean of one value a run, with Student's 95 % interval: a few are too few for a bootstrap.
 
-    Of one run, which says nothing of others, the interval is as wide as twice the value.
+    Of one run, which says nothing of others, the interval is as wide as twice the value; of a
+    single 0 it has no width, and says nothing either.
 
     Raises:
         ValueError: as in ``mean``.
