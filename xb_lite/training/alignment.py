@@ -201,6 +201,7 @@ class AlignmentTrainer(PairTrainer):
                 handle.remove()
             lengths = keep[new].sum(dim=1).tolist()
             for place, own in zip(new, states[0].split(lengths), strict=True):
-                self.before[numbers[place]] = own.float()
+                self.before[numbers[place]] = own
         states = torch.cat([self.before[number] for number in numbers])
-        return head(states).float().log_softmax(dim=-1)
+        # Here is no autocast, and under it states can be of another format than the weights.
+        return head(states.to(head.weight.dtype)).float().log_softmax(dim=-1)
