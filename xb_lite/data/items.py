@@ -213,8 +213,14 @@ def plan(
 
 
 def items_digest(items: Sequence[Item]) -> str:
-    """SHA-256 of what is asked, by which results and plans know their items."""
-    return digest([(item.id, item.request, item.turns, item.prefill) for item in items])
+    """SHA-256 of what is asked and judged, by which results and plans know their items."""
+    # Items without a context are known as they were before there was one.
+    return digest(
+        [
+            (item.id, item.request, item.turns, item.prefill, *filter(None, [item.context]))
+            for item in items
+        ]
+    )
 
 
 def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
