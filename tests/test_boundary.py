@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, silhouette_score
 
@@ -522,6 +523,15 @@ NOT_FINITE[4, 1], NO_NORM[3] = np.nan, 0
 def test_bad_input_is_named(name, args, message):
     with pytest.raises(ValueError, match=message):
         ANALYSES[name](*args)
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_tensors_are_taken_as_arrays_are(name):
+    """As ``hidden_states`` returns them."""
+    found, wanted = (ANALYSES[name](x, KINDS, **FEW) for x in (torch.tensor(STATES), STATES))
+    assert str(found) == str(wanted)
+    with pytest.raises(ValueError, match="1 states are not finite, the first of item 4"):
+        ANALYSES[name](torch.tensor(NOT_FINITE), KINDS)
 
 
 @pytest.mark.parametrize(("name", "count"), list(product(ANALYSES, ("repeats", "draws"))))
