@@ -182,6 +182,13 @@ def test_wrapped_requests_are_judged_against_the_plain_one():
     assert {wrapper for wrapper in own} == {item.id.split("+")[1] for item in items}
 
 
+def test_an_unknown_attack_is_refused_before_anything_is_read():
+    """Also where no set is there for it to be on."""
+    for sets in (["benign"], ["nonsense"]):
+        with pytest.raises(ValueError, match="no attack 'threat'; attacks are prefill"):
+            plan(sets, ["prefill", "threat"])
+
+
 @given(st.integers(0, 40), st.integers(1, 12))
 def test_all_wrappers_carry_equally_many_requests(n, n_wrappers):
     items = attacked([direct(i) for i in range(n)], "wrapper", wrappers(n_wrappers))
