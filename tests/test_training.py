@@ -204,6 +204,7 @@ def test_neither_order_nor_padding_changes_a_step(tmp_path, tokenizer, variant):
     with lowest_layers(model, recipe.lora_layers), adapted(model, recipe, 0) as learning:
         for batch in [*(collate(order, 3) for order in orders), wider]:
             reference = Reference(recipe, pairs, 3).of(learning, learning, batch)
+            assert bool(reference.centroid) == (recipe.separate is not None)  # nothing reads it
             states = steps.forward(learning, learning, batch, recipe)
             terms = step_terms(recipe, batch, states, reference, token_counts(recipe, batch))
             found.append(torch.stack(list(terms)))
