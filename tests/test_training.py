@@ -43,7 +43,7 @@ from xb_lite.training import run as training
 from xb_lite.training.draw import draw_pairs
 from xb_lite.training.lora import TrainingError, adapted, last_checkpoint
 from xb_lite.training.run import Trained, XBoundaryTrainer, train
-from xb_lite.training.trainers import _KeepGood
+from xb_lite.training.trainers import NotFinite, _KeepGood
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
 MIXED = Precision("cpu", torch.float32, torch.bfloat16, "tests")
@@ -635,6 +635,25 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out(tmp_path, tokenizer, mo
     assert equal(seen[1], seen[2]) and equal(seen[3], seen[4])
     assert not equal(seen[2], seen[3])
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+def test_under_fp16_gradients_may_be_not_finite_while_the_scale_falls(recwarn):
+    keeper = _KeepGood(SimpleNamespace(accelerator=SimpleNamespace(reduce=lambda x, _: x)))
+    args = SimpleNamespace(fp16=True, device="cpu")
+    weight = torch.nn.Parameter(torch.zeros(2))
+
+    def check(step, value):
+        weight.grad = torch.full((2,), value)
+        keeper._check_gradient({"weight": weight}, step, args)
+
+    for step in range(1, 25):
+        check(step, math.inf)
+    check(25, 1.0)
+    for step in range(26, 50):
+        check(step, math.inf)
+    assert weight.grad is not None and not recwarn.list  # both are the scaler's
+    with pytest.raises(NotFinite, match="gradients of 25 steps, to step 50, are not finite"):
+        check(50, math.inf)
 
 
 def test_gradients_that_stay_not_finite_end_the_run(tmp_path, tokenizer, monkeypatch):
