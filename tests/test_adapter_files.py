@@ -4,6 +4,7 @@ weight changes: a defense that was never applied must not get a number."""
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from xb_lite.models.adapter_files import FIELDS, AdapterError, read_adapter, rea
 from xb_lite.models.adapters import merged, scale_adapter
 from xb_lite.models.loading import load_defended, model_digest
 from xb_lite.models.precision import Precision
-from xb_lite.training.lora import TrainingError
+from xb_lite.training.lora import TrainingError, clear_disk_errors
 from xb_lite.training.run import train
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
@@ -321,6 +322,23 @@ def test_a_full_disk_at_a_checkpoint_is_one_sentence(tmp_path, tokenizer, monkey
     base = tiny_model(tokenizer, num_hidden_layers=4)
     with pytest.raises(TrainingError, match="cannot be written to .*make room"):
         train(RECIPE, base, tokenizer, tiny_sets(), tmp_path / "made", EXACT)
+
+
+@pytest.mark.parametrize(
+    ("error", "of_disk"),
+    [
+        (OSError(28, FULL), True),
+        (OSError(2, "No such file", "made/checkpoints/x"), True),
+        (OSError(13, "Permission denied", "elsewhere/x"), False),
+        (ConnectionResetError(104, "Connection reset by peer"), False),
+    ],
+)
+def test_only_errors_of_the_folder_are_said_to_be_of_its_disk(
+    tmp_path, monkeypatch, error, of_disk
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainingError if of_disk else type(error)), clear_disk_errors(Path("made")):
+        raise error
 
 
 def test_a_finished_run_that_was_killed_while_clearing_up_is_cleared_up(copy, tokenizer):

@@ -1,5 +1,6 @@
 """How a subject learns to refuse: what is drawn, and what the terms are."""
 
+import signal
 from collections import Counter
 
 import pytest
@@ -13,7 +14,7 @@ from xb_lite.dialogues import as_dialogue
 from xb_lite.losses.batch import collate
 from xb_lite.models.adapter_files import read_adapter
 from xb_lite.models.packing import by_row
-from xb_lite.models.precision import choose_precision
+from xb_lite.models.precision import Precision, choose_precision
 from xb_lite.recipes import RecipeError, load_recipe
 from xb_lite.replies.types import Reply
 from xb_lite.training.alignment import SHALLOW, AlignmentTrainer, alignment_sets, draw
@@ -120,6 +121,34 @@ def test_it_is_trained_above_its_first_layer_alone(tokenizer, tmp_path):
     assert [row["step"] for row in done.curve] == [1, 2, 3, 4, 5, 6]
     layers = {name.split("layers.")[1][0] for name in read_adapter(tmp_path).weights}
     assert layers == {"1", "2", "3"}
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tokenizer, tmp_path, one_thread):
+    """In products of bf16, where what shares a batch changes the last bits."""
+    mixed = Precision("cpu", torch.float32, torch.bfloat16, "tests")
+    how = recipe(steps=8, late_from=2)
+
+    def go(folder, **options):
+        model = tiny_model(tokenizer, num_hidden_layers=4)
+        return train(how, model, tokenizer, SETS, folder, mixed, **options)
+
+    def interrupt(row):
+        if row["step"] == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    whole = go(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "parts", on_step=interrupt)
+    assert go(tmp_path / "parts").curve == whole.curve
+
+
+def test_weights_of_16_bits_are_trained_as_well(tokenizer, tmp_path):
+    """A GPU's format; the drift reads the vocabulary out outside of autocast."""
+    model = tiny_model(tokenizer, num_hidden_layers=4).bfloat16()
+    half = Precision("cpu", torch.bfloat16, None, "tests")
+    done = train(recipe(steps=2), model, tokenizer, SETS, tmp_path, half)
+    # LoRA changes nothing yet; the reference differs by the rounding of bf16 alone.
+    assert done.curve[0]["drift"] < 0.01 * done.curve[0]["answer"]
 
 
 def test_the_books_sets_are_its_prompts_and_what_is_said_after_the_prefill(monkeypatch, tmp_path):

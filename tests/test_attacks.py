@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from xb_lite.data.items import (
     WRAPPERS_EACH,
     Item,
     attacked,
+    items_digest,
     load_items,
     plan,
 )
@@ -74,6 +76,18 @@ def test_the_second_edition_has_its_own_prompts_scripts_and_wrappers():
     wrappers = {wrapper.id for wrapper in load_wrappers("validation", 2)}
     assert {item.id.partition("+")[2] for item in wrapped} == wrappers
     assert len(scripts) == len(load_scripts("validation", 2)) == 20
+
+
+def test_the_digest_of_items_is_of_all_that_a_judge_reads():
+    known = [items_digest([direct(1)])]
+    for other in (
+        {"context": "A letter."},
+        {"context": "Another letter."},
+        {"prefill": "A letter."},
+        {"request": "Request 2"},
+    ):
+        known.append(items_digest([replace(direct(1), **other)]))
+    assert len(set(known)) == 5
 
 
 def test_the_other_prefill_is_put_before_the_same_requests():
@@ -166,6 +180,13 @@ def test_wrapped_requests_are_judged_against_the_plain_one():
         assert item.turns == (own[wrapper].wrap(item.request),) != by_id[request].turns
         assert (item.attack, item.prefill) == ("wrapper", "")
     assert {wrapper for wrapper in own} == {item.id.split("+")[1] for item in items}
+
+
+def test_an_unknown_attack_is_refused_before_anything_is_read():
+    """Also where no set is there for it to be on."""
+    for sets in (["benign"], ["nonsense"]):
+        with pytest.raises(ValueError, match="no attack 'threat'; attacks are prefill"):
+            plan(sets, ["prefill", "threat"])
 
 
 @given(st.integers(0, 40), st.integers(1, 12))

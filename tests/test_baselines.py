@@ -136,6 +136,18 @@ def test_the_loss_is_that_of_trl(tmp_path, tokenizer, method, build):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_trl_trains_no_model_that_thinks(tokenizer, monkeypatch, method):
+    """It renders dialogues otherwise than everything else here."""
+    thinking = tokenizer.chat_template + "{% if add_generation_prompt %}<think>\n{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", thinking)
+    if method in ("sft", "dpo"):
+        with pytest.raises(RecipeError, match=f"{method} cannot train a model that thinks"):
+            draw(small(method), SETS, tokenizer, 0)
+    else:
+        assert draw(small(method), SETS, tokenizer, 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_neither_stopping_nor_smaller_passes_change_what_is_learned(tmp_path, tokenizer, method):
     recipe = small(method, steps=4)
     rows = []

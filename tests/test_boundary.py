@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, silhouette_score
 
@@ -474,10 +475,11 @@ def test_words_tell_topics_apart_but_not_on_a_word_matched_subset():
     assert found.low < 0.5
 
 
-def test_word_counts():
+def test_word_counts(monkeypatch):
     found = word_counts(["Don't stop, DON'T", "don't go", "Go on", "stop"])
     assert found.tolist() == [[1, 0, 1], [1, 1, 0], [0, 1, 0], [0, 0, 1]]  # don't, go, stop
-    assert word_counts(["a b", "a b", "a c"], words=1).tolist() == [[1], [1], [1]]
+    monkeypatch.setattr("xb_lite.boundary.matching.WORDS", 1)
+    assert word_counts(["a b", "a b", "a c"]).tolist() == [[1], [1], [1]]
 
 
 def test_the_same_seed_gives_the_same_and_nothing_is_changed_in_place():
@@ -522,6 +524,15 @@ NOT_FINITE[4, 1], NO_NORM[3] = np.nan, 0
 def test_bad_input_is_named(name, args, message):
     with pytest.raises(ValueError, match=message):
         ANALYSES[name](*args)
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_tensors_are_taken_as_arrays_are(name):
+    """As ``hidden_states`` returns them."""
+    found, wanted = (ANALYSES[name](x, KINDS, **FEW) for x in (torch.tensor(STATES), STATES))
+    assert str(found) == str(wanted)
+    with pytest.raises(ValueError, match="1 states are not finite, the first of item 4"):
+        ANALYSES[name](torch.tensor(NOT_FINITE), KINDS)
 
 
 @pytest.mark.parametrize(("name", "count"), list(product(ANALYSES, ("repeats", "draws"))))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from xb_lite.dialogues import NO_THOUGHT, as_dialogue, as_turns, encode, opens_thought, render
 
@@ -100,6 +101,15 @@ def test_a_last_turn_without_a_reply_is_open(tokenizer):
     assert dialogue == MULTI[:3] and as_turns(["Hi"], []) == as_dialogue("Hi")
     ids = encode(tokenizer, dialogue).input_ids
     assert tokenizer.decode(ids).endswith("And a sea?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_an_end_of_turn_that_is_special_among_the_added_tokens_alone(tokenizer):
+    """As of Gemma 3 and Phi-3."""
+    own = copy.deepcopy(tokenizer)
+    own.chat_template, end_of_turn = TEMPLATES["gemma"]
+    own.add_tokens([AddedToken(end_of_turn, special=True)], special_tokens=True)
+    assert own.convert_tokens_to_ids(end_of_turn) not in own.all_special_ids
+    assert spoken(own, encode(own, MULTI)) == "The Elbe.<end_of_turn>The North Sea.<end_of_turn>"
 
 
 def test_tokens_are_those_of_the_chat_template(family):

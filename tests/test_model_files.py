@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
+import httpx
 import pytest
 
 from xb_lite.models import cached as model_files
@@ -73,6 +75,13 @@ def test_sources_are_tried_in_order(cache):
     down, up = Toy(error=OSError("hub unreachable")), Toy()
     cached_model(toy_spec(down, up))
     assert (down.asked, up.asked) == (1, 1)
+
+
+def test_after_a_connection_that_breaks_the_next_source_is_tried(cache):
+    broken, up = Toy(error=httpx.ReadTimeout("")), Toy()
+    cached_model(toy_spec(broken, up))
+    with pytest.raises(FetchError, match="Toy could not be fetched: ReadTimeout$"):
+        cached_model(replace(toy_spec(broken), name="other"))
 
 
 def test_all_sources_failing_names_each_reason(cache):

@@ -161,8 +161,26 @@ def test_a_prefilled_refusal_comes_with_the_prefilled_answer_to_its_prompt(token
     fewer = {f"{name}_prefilled": SETS[name][3:] for name in ("compliant", "over_refused")}
     for pair in drawn(tokenizer, SETS.having(**fewer), steps=50):
         assert not pair.boundary or pair.change.dialogue[:-1] == pair.keep.dialogue[:-1]
-    with pytest.raises(ValueError):
-        drawn(tokenizer, SETS.having(compliant_prefilled=SETS["compliant_prefilled"][1:]))
+    # But to each answer there must be a refusal.
+    for name, count in (("compliant", 5), ("compliant_prefilled", 5)):
+        short = SETS.having(**{name: SETS[name][1:]})
+        refusals = name.replace("compliant", "over_refused")
+        words = f"the {name} set has {count - 1} dialogues and {refusals} {count}: each answer"
+        with pytest.raises(RecipeError, match=words):
+            drawn(tokenizer, short, prefilled_share=0.25)
+
+
+def test_where_nothing_separates_no_refusal_of_a_boundary_safe_prompt_is_needed(tokenizer):
+    def words(sets):
+        changes = {"separate": "as_described", "boundary_share": 0.5}
+        return [(p.change.dialogue, p.keep.dialogue) for p in drawn(tokenizer, sets, **changes)]
+
+    assert words(SETS.having(over_refused=[], over_refused_prefilled=[])) == words(SETS)
+
+
+def test_without_a_share_prefilled_sets_may_be_short(tokenizer):
+    short = SETS.having(compliant_prefilled=SETS["compliant_prefilled"][1:])
+    assert drawn(tokenizer, short, prefilled_share=0)
 
 
 MANY = tiny_sets(boundary=9, benign=9, dialogues=9)
@@ -199,17 +217,19 @@ def test_without_a_share_its_sets_change_nothing_that_is_drawn(
 def test_only_sets_with_a_share_are_needed(tokenizer, boundary, data):
     """In hundredths, as people write them: 0.3 and 0.7 leave nothing, though 1 - 0.7 > 0.3."""
     refusals = data.draw(st.sampled_from([0, 100 - boundary]))
-    share, prefilled = (data.draw(st.sampled_from([0, 0.25])) for _ in range(2))
+    share = data.draw(st.sampled_from([0, 0.25, 1]))
+    prefilled = data.draw(st.sampled_from([0, 0.25]))
+    others = boundary + refusals < 100
     needed = {
-        "harmful": boundary < 100,
+        "harmful": boundary < 100 and share < 1,
         "compliant": boundary > 0,
         "refused": refusals > 0,
-        "benign": boundary + refusals < 100,
-        "harmful_dialogues": share > 0,
-        "benign_dialogues": share > 0,
+        "benign": others and share < 1,
+        "harmful_dialogues": boundary < 100 and share > 0,
+        "benign_dialogues": others and share > 0,
         "compliant_prefilled": boundary > 0 and prefilled > 0,
-        "benign_prefilled": boundary + refusals < 100 and prefilled > 0,
-        "benign_dialogues_prefilled": share > 0 and prefilled > 0,
+        "benign_prefilled": others and share < 1 and prefilled > 0,
+        "benign_dialogues_prefilled": others and share > 0 and prefilled > 0,
     }
     sets = SETS.having(**{name: [] for name, used in needed.items() if not used})
     for name in ("compliant", "compliant_prefilled"):

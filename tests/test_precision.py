@@ -53,6 +53,15 @@ def test_missing_device_is_named(monkeypatch):
         choose_precision("cuda:1")
 
 
+@pytest.mark.parametrize("device", ["cuda:7", "gpu", "mps"])
+def test_what_is_no_device_here_is_named(cuda, monkeypatch, device):
+    cuda((8, 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=f"{device!r} is not available"):
+        choose_precision(device)
+    assert choose_precision("cuda:1").device == "cuda:1"
+
+
 def test_exact_is_plain_fp32_on_a_cpu_that_has_bf16(monkeypatch):
     monkeypatch.setattr(precision, "_cpu_bf16_instruction", lambda: "avx512_bf16")
     chosen = choose_precision("cpu", exact=True)

@@ -43,7 +43,7 @@ from xb_lite.training import run as training
 from xb_lite.training.draw import draw_pairs
 from xb_lite.training.lora import TrainingError, adapted, last_checkpoint
 from xb_lite.training.run import Trained, XBoundaryTrainer, train
-from xb_lite.training.trainers import _KeepGood
+from xb_lite.training.trainers import NotFinite, _KeepGood
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
 MIXED = Precision("cpu", torch.float32, torch.bfloat16, "tests")
@@ -204,6 +204,7 @@ def test_neither_order_nor_padding_changes_a_step(tmp_path, tokenizer, variant):
     with lowest_layers(model, recipe.lora_layers), adapted(model, recipe, 0) as learning:
         for batch in [*(collate(order, 3) for order in orders), wider]:
             reference = Reference(recipe, pairs, 3).of(learning, learning, batch)
+            assert bool(reference.centroid) == (recipe.separate is not None)  # nothing reads it
             states = steps.forward(learning, learning, batch, recipe)
             terms = step_terms(recipe, batch, states, reference, token_counts(recipe, batch))
             found.append(torch.stack(list(terms)))
@@ -558,6 +559,15 @@ def test_seeds_differ_and_the_same_one_is_the_same(tmp_path, tokenizer):
 # What goes wrong
 
 
+@pytest.mark.parametrize("separate", ["as_coded", "as_described", "refusal"])
+def test_a_share_that_gives_no_boundary_safe_item_is_named(tmp_path, tokenizer, separate):
+    words = "boundary_share is 0.01, which gives no boundary-safe item in 4 steps of 4 pairs"
+    with pytest.raises(RecipeError, match=words):
+        run(tokenizer, tmp_path / "new", boundary_share=0.01, separate=separate)
+    assert not (tmp_path / "new").exists()
+    run(tokenizer, tmp_path, boundary_share=0.01, method="circuit-breakers", separate=None)
+
+
 def poison(model, at):
     """Weights of the adapter become NaN after a step."""
 
@@ -625,6 +635,25 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out(tmp_path, tokenizer, mo
     assert equal(seen[1], seen[2]) and equal(seen[3], seen[4])
     assert not equal(seen[2], seen[3])
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+def test_under_fp16_gradients_may_be_not_finite_while_the_scale_falls(recwarn):
+    keeper = _KeepGood(SimpleNamespace(accelerator=SimpleNamespace(reduce=lambda x, _: x)))
+    args = SimpleNamespace(fp16=True, device="cpu")
+    weight = torch.nn.Parameter(torch.zeros(2))
+
+    def check(step, value):
+        weight.grad = torch.full((2,), value)
+        keeper._check_gradient({"weight": weight}, step, args)
+
+    for step in range(1, 25):
+        check(step, math.inf)
+    check(25, 1.0)
+    for step in range(26, 50):
+        check(step, math.inf)
+    assert weight.grad is not None and not recwarn.list  # both are the scaler's
+    with pytest.raises(NotFinite, match="gradients of 25 steps, to step 50, are not finite"):
+        check(50, math.inf)
 
 
 def test_gradients_that_stay_not_finite_end_the_run(tmp_path, tokenizer, monkeypatch):

@@ -311,13 +311,25 @@ def test_an_empty_set_that_a_recipe_needs_is_named(tokenizer):
         draw_pairs(tiny_recipe(), some, tokenizer, 0)
 
 
+def test_a_script_of_two_turns_is_one_attack():
+    one, *_ = own("harmful", PROMPTS["harmful"])
+    short = replace(one, id="talk", turns=SCRIPTS[1][-2:])
+    assert len(sets(items={"multi-turn": [short]})["harmful_dialogues"]) == 1
+
+
 def test_own_prompts_that_cannot_be_are_named():
     one, two = own("harmful", PROMPTS["harmful"][:2])
+    talk = replace(one, id="talk", turns=("a", "b"))
     for items, words in (
         ({"harmless": []}, "kinds are harmful, .*, not harmless"),
         ({"harmful": [one], "benign": [one]}, "two items have the id 'my-harmful-0'"),
         ({"harmful": [replace(two, turns=("a", "b"))]}, "'my-harmful-1' is not one plain turn"),
         ({"benign": [replace(two, attack="wrapper")]}, "'my-harmful-1' is not one plain turn"),
+        ({"multi-turn": [one]}, "'my-harmful-0' has 1 turn; it needs at least 2"),
+        (
+            {"harmful": [replace(one, id="talk+1")], "multi-turn": [talk]},
+            r"two items have the id 'talk\+1\+prefill'",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             sets(items=items)

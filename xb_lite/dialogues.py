@@ -98,7 +98,7 @@ def encode(
     keep = torch.ones(len(ids), dtype=torch.bool)
     if max_length is not None and len(ids) > max_length:
         keep = _fit(owner, dialogue, max_length)
-    response = _response(ids, offsets, owner, spans, dialogue, tokenizer.all_special_ids)
+    response = _response(tokenizer, ids, offsets, owner, spans, dialogue)
     ids, response = ids[keep], response[keep]
     n_cut = int((~keep).sum())
     if n_cut:
@@ -249,21 +249,29 @@ def _owner(offsets: list[tuple[int, int]], spans: list[Span]) -> Int[Tensor, " t
 
 
 def _response(
+    tokenizer: PreTrainedTokenizerBase,
     ids: Tensor,
     offsets: list[tuple[int, int]],
     owner: Tensor,
     spans: list[Span],
     dialogue: Dialogue,
-    special_ids: list[int],
 ) -> Bool[Tensor, " token"]:
     """Assistant contents, each with the special token that ends its turn."""
     spoken = {i: end for i, _, end in spans if dialogue[i]["role"] == "assistant"}
     response = torch.isin(owner, torch.tensor(list(spoken), dtype=torch.long))
     for end in spoken.values():
         following = next((t for t, (first, _) in enumerate(offsets) if first >= end), None)
-        if following is not None and int(ids[following]) in special_ids:
+        if following is not None and _is_special(tokenizer, int(ids[following])):
             response[following] = True
     return response
+
+
+def _is_special(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    """Also where it is special among the added tokens alone, as the end of turn of some families:
+    what decoding leaves out then. To list thousands of added tokens takes longer."""
+    return token in tokenizer.all_special_ids or (
+        tokenizer.decode([token]) != "" == tokenizer.decode([token], skip_special_tokens=True)
+    )
 
 
 def _fit(owner: Tensor, dialogue: Dialogue, max_length: int) -> Bool[Tensor, " token"]:

@@ -100,8 +100,9 @@ def displacement(
         ValueError: as ``difference_in_means``; states after that are not of the same shape or not
             finite; a state of norm 0; or harmful and other means that are the same.
     """
+    before, after = np.asarray(before), np.asarray(after)
     x, kinds, groups = check_items(before, kinds, pairs, ["harmful", other], others=True)
-    if np.shape(after) != np.shape(before):
+    if after.shape != before.shape:
         raise ValueError(
             f"states of shape {np.shape(before)} before and {np.shape(after)} after, which need "
             "the same items and dimensions."

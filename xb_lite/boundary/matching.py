@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from xb_lite.boundary.probes import probe
 from xb_lite.boundary.resampling import check_kinds
 
+WORDS = 4096  # of the prompts, the commonest
+
 
 def matched(
     values: Sequence[float] | np.ndarray, kinds: Sequence[str], other: str, tolerance: float = 0
@@ -59,8 +61,9 @@ def matched(
     return np.sort(np.array(kept))
 
 
-def word_counts(prompts: Sequence[str], words: int = 4096) -> Float[np.ndarray, "item word"]:
-    """Which of the commonest ``words`` each prompt has, 0 or 1, to be probed in place of states.
+def word_counts(prompts: Sequence[str]) -> Float[np.ndarray, "item word"]:
+    """Which of the ``WORDS`` commonest words each prompt has, 0 or 1, to be probed in place of
+    states.
 
     What a probe finds here is found in the words alone, by no model.
 
@@ -70,7 +73,7 @@ def word_counts(prompts: Sequence[str], words: int = 4096) -> Float[np.ndarray, 
     # Apostrophes stay: "don't" is one word.
     found = [set(re.findall(r"[\w']+", prompt.lower())) for prompt in prompts]
     count = Counter(word for of_one in found for word in of_one)
-    kept = sorted(count, key=lambda word: (-count[word], word))[:words]
+    kept = sorted(count, key=lambda word: (-count[word], word))[:WORDS]
     column = {word: i for i, word in enumerate(w for w in kept if count[w] > 1)}
     if not column:
         raise ValueError("no word is in two prompts: there is nothing for a probe to learn.")

@@ -73,7 +73,7 @@ def check_items(
         ValueError: unequal lengths, an unknown kind, fewer than two items of a needed kind, a state
             that is not finite, one of norm 0 to normalise, or states that are all the same.
     """
-    found = np.asarray(kinds, dtype=object)
+    states, found = np.asarray(states), np.asarray(kinds, dtype=object)
     lengths = [len(found)] + ([] if pairs is None else [len(pairs)])
     if np.ndim(states) != 2 or {len(states)} != set(lengths):
         raise ValueError(

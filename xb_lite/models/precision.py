@@ -63,17 +63,27 @@ def choose_precision(
         ValueError: ``device`` is neither a CPU nor a CUDA device that is present.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind = torch.device(device).type
-    if kind == "cuda" and torch.cuda.is_available():
+    if _is_gpu(device):
         return _on_gpu(device, exact, parameters)
-    if kind != "cpu":
-        raise ValueError(f"device {device!r} is not available here; use 'cpu' or a CUDA device.")
     if exact:
         return Precision("cpu", torch.float32, None, BATCH)
     instruction = _cpu_bf16_instruction()
     if instruction is None:
         return Precision("cpu", torch.float32, None, "no fast bf16 on this CPU")
     return Precision("cpu", torch.float32, torch.bfloat16, f"this CPU has {instruction}")
+
+
+def _is_gpu(device: str) -> bool:
+    """Whether it is a CUDA device that is present; raises ValueError if it is no CPU either."""
+    try:
+        kind, index = torch.device(device).type, torch.device(device).index or 0
+    except RuntimeError:  # torch knows no device of this name
+        kind, index = None, 0
+    if kind == "cuda" and torch.cuda.is_available() and index < max(1, torch.cuda.device_count()):
+        return True
+    if kind != "cpu":
+        raise ValueError(f"device {device!r} is not available here; use 'cpu' or a CUDA device.")
+    return False
 
 
 def _on_gpu(device: str, exact: bool, parameters: int | None) -> Precision:

@@ -13,10 +13,11 @@ from dataclasses import replace
 from itertools import count
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from xb_lite.corpora import KINDS, load_corpus, load_refusals
@@ -145,6 +146,14 @@ class AlignmentTrainer(PairTrainer):
         super().__init__(*args)
         self.args.lr_scheduler_type = "linear"
         self.before: dict[int, Tensor] = {}  # of a row to keep, without the adapter
+        # Each such row with those that it is computed together with. What shares a batch can change
+        # the last bits, so this must not depend on where a run goes on.
+        self.together: dict[int, list[Row]] = {}
+        pairs, at_once = self.train_dataset, self.recipe.pairs_at_once
+        for begin in range(0, len(pairs), at_once):
+            rows = [pair.keep for pair in pairs[begin : begin + at_once]]
+            new = [row for row in rows if row.number not in self.together]
+            self.together |= {row.number: new for row in new}
 
     def counts(self, batch):
         change, keep = batch["response"].chunk(2)
@@ -160,7 +169,7 @@ class AlignmentTrainer(PairTrainer):
         answered = self._answered(batch).expand_as(keep)[keep]
         refuse = cross_entropy(refused, upper[change], reduction="none") * self._weights(change)
         answer = cross_entropy(now, lower[keep], reduction="none") * self._weights(keep) * answered
-        before = self._before(peft_model, batch, keep)
+        before = self._before(peft_model, batch["numbers"].chunk(2)[1])
         drift = kl_div(now.log_softmax(dim=-1), before, reduction="none", log_target=True)
         drift = drift.sum(dim=-1) * self._weights(keep)
         refuse, answer, drift = (
@@ -183,24 +192,34 @@ class AlignmentTrainer(PairTrainer):
 
     @torch.no_grad()
     def _before(
-        self, peft_model: PeftModel, batch: dict[str, Tensor], keep: Bool[Tensor, "row token"]
+        self, peft_model: PeftModel, numbers: Int[Tensor, " row"]
     ) -> Float[Tensor, "n vocabulary"]:
         """Log-probabilities without the adapter. Of a row that comes again the states before the
         vocabulary are kept, which are a hundredth of them."""
+        for number in numbers.tolist():
+            if number not in self.before:
+                self._keep(peft_model, self.together[number], numbers.device)
+        states = torch.cat([self.before[number] for number in numbers.tolist()])
         head = peft_model.get_output_embeddings()
-        numbers = batch["numbers"].chunk(2)[1].tolist()
-        new = [place for place, number in enumerate(numbers) if number not in self.before]
-        if new:
-            states = []
-            handle = head.register_forward_hook(lambda _, read, __: states.append(read[0]))
-            lower = {k: batch[k].chunk(2)[1][new] for k in ("input_ids", "attention_mask")}
-            try:
-                with peft_model.disable_adapter():
-                    token_logits(peft_model, peft_model, lower, keep[new])
-            finally:
-                handle.remove()
-            lengths = keep[new].sum(dim=1).tolist()
-            for place, own in zip(new, states[0].split(lengths), strict=True):
-                self.before[numbers[place]] = own.float()
-        states = torch.cat([self.before[number] for number in numbers])
-        return head(states).float().log_softmax(dim=-1)
+        # Here is no autocast, and under it states can be of another format than the weights.
+        return head(states.to(head.weight.dtype)).float().log_softmax(dim=-1)
+
+    def _keep(self, peft_model: PeftModel, rows: list[Row], device: torch.device) -> None:
+        ids = [row.encoding.input_ids for row in rows]
+        responses = [row.encoding.response for row in rows]
+        padded, real, marks = (
+            pad_sequence(some, batch_first=True).to(device)
+            for some in (ids, [torch.ones_like(i) for i in ids], responses)
+        )
+        states: list[Tensor] = []
+        head = peft_model.get_output_embeddings()
+        handle = head.register_forward_hook(lambda _, read, __: states.append(read[0]))
+        try:
+            with peft_model.disable_adapter():
+                batch = {"input_ids": padded, "attention_mask": real}
+                token_logits(peft_model, peft_model, batch, marks)
+        finally:
+            handle.remove()
+        lengths = [int(response.sum()) for response in responses]
+        for row, own in zip(rows, states[0].split(lengths), strict=True):
+            self.before[row.number] = own

@@ -36,12 +36,18 @@ def draw(recipe: Baseline, sets: Sets, tokenizer: PreTrainedTokenizerBase, seed:
     ``SHORT_REFUSAL``.
 
     Raises:
-        RecipeError: a set that the recipe needs is empty, the method has no such field, or a prompt
-            leaves no room for a response: trl cuts at the end alone.
+        RecipeError: a set that the recipe needs is empty, the method has no such field, a prompt
+            leaves no room for a response (trl cuts at the end alone), or trl is to train a model
+            that thinks.
         ValueError: an item cannot be encoded.
     """
     if recipe.method == "sft" and recipe.weight != 1:
         raise RecipeError(f"weight is {recipe.weight}; it must be 1: sft has one loss for all.")
+    if recipe.method in BY_TRL and "<think>" in str(tokenizer.chat_template):
+        raise RecipeError(
+            f"{recipe.method} cannot train a model that thinks: trl renders dialogues by itself, "
+            "and not with the thought left empty as everywhere else here. Take another method."
+        )
     if recipe.method in ("sft", "refusal-tuning"):
         refused, attacks = (
             [[*dialogue[:-1], *REPLY] for dialogue in dialogues]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from xb_lite.hidden import decoder_layers
+from xb_lite.losses.batch import Pair
 from xb_lite.models.adapter_files import read_run
 from xb_lite.models.packing import relative_error
 from xb_lite.recipes import Budget, Recipe, RecipeError
@@ -34,6 +36,15 @@ def check_fit(recipe: Budget, model: PreTrainedModel) -> None:
     # Of what is above LoRA's layers the loss of X-Boundary reads nothing.
     top = recipe.lora_layers if isinstance(recipe, Recipe) else len(layers)
     _check_rows(model.eval(), top - 1)
+
+
+def check_drawn(recipe: Budget, pairs: Sequence[Pair]) -> None:
+    """Raise a RecipeError where no pair of a run is for the separate term."""
+    if isinstance(recipe, Recipe) and recipe.separate and not any(p.boundary for p in pairs):
+        raise RecipeError(
+            f"boundary_share is {recipe.boundary_share}, which gives no boundary-safe item in "
+            f"{recipe.steps} steps of {recipe.pairs} pairs: raise any of the three."
+        )
 
 
 def check_seed(seed: int) -> None:

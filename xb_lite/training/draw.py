@@ -21,7 +21,7 @@ from xb_lite.dialogues import Dialogue, encode
 from xb_lite.losses.batch import Pair, Row
 from xb_lite.recipes import Baseline, Recipe, RecipeError
 from xb_lite.training.controls import controlled
-from xb_lite.training.sets import Sets
+from xb_lite.training.sets import GROUPS, Sets
 
 WINDOW = 8  # steps whose pairs are sorted by length together
 
@@ -37,7 +37,8 @@ def draw_pairs(
     sets before (``controls``).
 
     Raises:
-        RecipeError: a set that the recipe needs is empty, or cannot have its controls.
+        RecipeError: a set that the recipe needs is empty, or cannot have its controls, or there is
+            not a refusal for each answer to a boundary-safe prompt.
         ValueError: an item cannot be encoded.
     """
     # Exactly: 0.3 of the 1 - 0.7 that are left must be all of them.
@@ -50,22 +51,31 @@ def draw_pairs(
     sink_tokens = recipe.sink_tokens if defense else 0
     if defense:
         sets = controlled(recipe, sets, seed)
-    others = 1 - refusal_share - boundary_share
+    erases, single = 1 - boundary_share, 1 - multi_turn_share
+    others = erases - refusal_share
+    chatting = others * multi_turn_share
     for field, needed, name in (
-        ("boundary_share", boundary_share < 1 or not separates, "harmful"),
+        ("boundary_share", erases * single > 0 or boundary_share * (not separates) > 0, "harmful"),
         ("boundary_share", boundary_share > 0, "compliant"),
         ("refusal_share", refusal_share > 0, "refused"),
-        ("refusal_share", others > 0, "benign"),
-        ("multi_turn_share", multi_turn_share > 0, "harmful_dialogues"),
-        ("multi_turn_share", multi_turn_share > 0, "benign_dialogues"),
+        ("refusal_share", others * single > 0, "benign"),
+        ("multi_turn_share", multi_turn_share * erases > 0, "harmful_dialogues"),
+        ("multi_turn_share", chatting > 0, "benign_dialogues"),
         ("prefilled_share", prefilled_share * boundary_share > 0, "compliant_prefilled"),
-        ("prefilled_share", prefilled_share * others > 0, "benign_prefilled"),
-        ("prefilled_share", prefilled_share * multi_turn_share > 0, "benign_dialogues_prefilled"),
+        ("prefilled_share", prefilled_share * others * single > 0, "benign_prefilled"),
+        ("prefilled_share", prefilled_share * chatting > 0, "benign_dialogues_prefilled"),
     ):
         if needed and not sets[name]:
             raise RecipeError(f"{field} is {getattr(recipe, field)}, but the {name} set is empty.")
-    if not multi_turn_share:
-        sets = sets.having(harmful_dialogues=[], benign_dialogues=[], benign_dialogues_prefilled=[])
+    if separates and boundary_share:
+        _check_refusals(recipe, sets, ("", "_prefilled") if prefilled_share else ("",))
+    unused = [
+        name
+        for name in GROUPS
+        if ("_prefilled" in name and not prefilled_share)
+        or ("dialogues" in name and not multi_turn_share)
+    ]
+    sets = sets.having(**dict.fromkeys(unused, ()))
     dice = random.Random(seed)
     numbers = iter(range(1 << 62))
 
@@ -89,12 +99,12 @@ def draw_pairs(
     harmful, refused = (again_and_again(rows(sets[name]), dice) for name in ("harmful", "refused"))
     attacks = again_and_again(list(map(_last_exchange, rows(sets["harmful_dialogues"]))), dice)
     benign, chats = in_step("benign"), in_step("benign_dialogues")
-    boundary = in_step("over_refused", "compliant")
+    boundary = in_step("over_refused", "compliant") if separates else in_step("compliant")
     pairs = []
     for number in range(recipe.steps * recipe.pairs):
         if _due(number, boundary_share):
-            over_refused, keep = next(boundary)
-            change = over_refused if separates else next(harmful)
+            *over_refused, keep = next(boundary)
+            change = over_refused[0] if separates else next(harmful)
             pairs.append(Pair(change, keep, True, separates))
         else:
             # Of what is left beside the boundary-safe items, which bring their own.
@@ -108,6 +118,17 @@ def draw_pairs(
             change = next(attacks if _due(erased, multi_turn_share) else harmful)
             pairs.append(Pair(change, keep, False, False))
     return list(_by_length(pairs, recipe.pairs, dice))
+
+
+def _check_refusals(recipe: Recipe, sets: Sets, parts: Sequence[str]) -> None:
+    for part in parts:
+        answers, refusals = len(sets[f"compliant{part}"]), len(sets[f"over_refused{part}"])
+        if answers != refusals:
+            raise RecipeError(
+                f"separate is {recipe.separate}, but the compliant{part} set has {answers} "
+                f"dialogues and over_refused{part} {refusals}: each answer needs the refusal of "
+                "its prompt."
+            )
 
 
 def _last_exchange(row: Row) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from xb_lite.recipes.kinds import LINEAR
 
 SAVE_EVERY = 25  # steps between checkpoints
 BEGUN = "checkpoints/begun.json"
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 class TrainingError(RuntimeError):
@@ -229,14 +231,22 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        known = isinstance(error, OSError | SafetensorError)
-        if not known and "PytorchStreamWriter" not in str(error):
+        if not _of_disk(error, folder):
             raise
         said = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise TrainingError(
             f"{folder} cannot be written to ({said}): make room; the same command then goes on "
             "from the last checkpoint."
         ) from error
+
+
+def _of_disk(error: Exception, folder: Path) -> bool:
+    """Whether it is of writing to ``folder``, and not of any other file or connection."""
+    if not isinstance(error, OSError):
+        return isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error)
+    if error.filename is None:
+        return error.errno in DISK_ERRORS
+    return Path(str(error.filename)).resolve().is_relative_to(folder.resolve())
 
 
 def check_same(folder: Path, run: dict) -> None:

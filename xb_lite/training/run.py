@@ -27,7 +27,7 @@ from xb_lite.models.precision import Precision
 from xb_lite.recipes import Baseline, Budget, Recipe, as_fields
 from xb_lite.recipes.kinds import Alignment
 from xb_lite.training import alignment, baselines
-from xb_lite.training.checks import check_fit, check_place, check_seed
+from xb_lite.training.checks import check_drawn, check_fit, check_place, check_seed
 from xb_lite.training.draw import draw_pairs
 from xb_lite.training.lora import (
     Progress,
@@ -100,6 +100,7 @@ def train(
         pairs = sets.draw(recipe, tokenizer, seed)
     else:
         pairs = draw(recipe, sets, tokenizer, seed)
+    check_drawn(recipe, pairs)
     run = {**identity(recipe, seed, model_digest, precision), "sets": sets.digest}
     folder = Path(folder)
     check_place(recipe, folder, resume)

@@ -145,7 +145,8 @@ def reference_sets(
         edition: of the book's own prompts, as in ``load_corpus``; the second comes with answers.
 
     Raises:
-        ValueError: there is no such split, edition or kind, or two items have the same id.
+        ValueError: there is no such split, edition or kind, two items have the same id (those made
+            of them, as ``ID+2`` of two turns, count), or an item has turns of another number.
         LogError: the cache cannot be used.
     """
     styles: dict[str, str | None] = {}
@@ -157,7 +158,12 @@ def reference_sets(
     _check(items)
     harmful, boundary, benign, scripts = (list(items.get(kind, ()))[:limit] for kind in KINDS)
     prefilled = attacked([*harmful, *(_part(s, s.turns[-1:]) for s in scripts)], "prefill")
-    attacks = [replace(_part(s, s.turns[-n:]), prefill=PREFILL) for n in TURNS for s in scripts]
+    attacks = [
+        replace(_part(s, s.turns[-n:]), prefill=PREFILL)
+        for n in TURNS
+        for s in scripts
+        if len(s.turns) >= n
+    ]
     chats = [
         _part(some[0], [item.request for item in some])
         for n in TURNS
@@ -165,6 +171,7 @@ def reference_sets(
     ]
     begun = [attacked(plain, "prefill") for plain in (boundary, benign, chats)]
     asked = [*prefilled, *harmful, *boundary, *benign, *attacks, *chats, *sum(begun, [])]
+    _check_ids(asked)
     written = {
         item.request: answers[item.id]
         for item in (*boundary, *benign)
@@ -223,9 +230,7 @@ def reference_sets(
 def _check(items: Mapping[str, Sequence[Item]]) -> None:
     if wrong := items.keys() - set(KINDS):
         raise ValueError(f"kinds are {', '.join(KINDS)}, not {', '.join(sorted(wrong))}.")
-    ids = Counter(item.id for some in items.values() for item in some)
-    if again := [name for name, count in ids.items() if count > 1]:
-        raise ValueError(f"two items have the id {again[0]!r}: give each one of its own.")
+    _check_ids([item for some in items.values() for item in some])
     for kind, some in items.items():
         for item in some:
             if kind != "multi-turn" and (item.attack != "direct" or len(item.turns) != 1):
@@ -233,6 +238,17 @@ def _check(items: Mapping[str, Sequence[Item]]) -> None:
                     f"{kind} item {item.id!r} is not one plain turn: give those of several turns "
                     "as 'multi-turn'."
                 )
+            if kind == "multi-turn" and len(item.turns) < min(TURNS):
+                raise ValueError(
+                    f"multi-turn item {item.id!r} has {len(item.turns)} turn; it needs at least "
+                    f"{min(TURNS)}: give those of one as 'harmful'."
+                )
+
+
+def _check_ids(items: Iterable[Item]) -> None:
+    ids = Counter(item.id for item in items)
+    if again := [name for name, count in ids.items() if count > 1]:
+        raise ValueError(f"two items have the id {again[0]!r}: give each one of its own.")
 
 
 def _part(item: Item, turns: Sequence[str]) -> Item:

@@ -29,6 +29,7 @@ from xb_lite.recipes import Budget
 from xb_lite.training.lora import arguments
 
 IN_A_ROW = 3  # gradients that are not finite: then it is no accident
+SCALED_IN_A_ROW = 25  # under fp16: its scale begins at 2**16, and each such step halves it
 
 
 class NotFinite(Exception):  # noqa: N818 - becomes a TrainingError with the adapter's place
@@ -113,7 +114,8 @@ class PairTrainer(InOrder, Trainer):
 
 class _KeepGood(TrainerCallback):
     """Keeps the last weights whose loss was finite, and puts them back when one is not. Where the
-    loss is finite and its gradient is not, the step is left out; not ``IN_A_ROW`` of them."""
+    loss is finite and its gradient is not, the step is left out; not ``IN_A_ROW`` of them, or
+    ``SCALED_IN_A_ROW``."""
 
     def __init__(self, trainer: InOrder) -> None:
         self.trainer = trainer
@@ -158,14 +160,16 @@ class _KeepGood(TrainerCallback):
         self, learned: dict[str, Tensor], step: int, args: TrainingArguments
     ) -> None:
         gradients = [value.grad for value in learned.values() if value.grad is not None]
-        # Under fp16 the scaler leaves such steps out itself, and makes its scale smaller.
-        finite = args.fp16 or self._everywhere(
+        finite = self._everywhere(
             all(_local(value).isfinite().all() for value in gradients), args.device
         )
         self.left_out = 0 if finite else self.left_out + 1
-        if self.left_out == IN_A_ROW:
-            raise NotFinite(f"the gradients of {IN_A_ROW} steps, to step {step}, are not finite")
-        if not finite:
+        if self.left_out == (SCALED_IN_A_ROW if args.fp16 else IN_A_ROW):
+            raise NotFinite(
+                f"the gradients of {self.left_out} steps, to step {step}, are not finite"
+            )
+        # Under fp16 the scaler leaves such steps out itself, and makes its scale smaller.
+        if not finite and not args.fp16:
             warnings.warn(
                 f"the gradient of step {step} is not finite: the weights stay as they are.",
                 stacklevel=2,
