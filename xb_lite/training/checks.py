@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,12 +40,20 @@ def check_fit(recipe: Budget, model: PreTrainedModel) -> None:
 
 
 def check_drawn(recipe: Budget, pairs: Sequence[Pair]) -> None:
-    """Raise a RecipeError where no pair of a run is for the separate term."""
-    if isinstance(recipe, Recipe) and recipe.separate and not any(p.boundary for p in pairs):
-        raise RecipeError(
-            f"boundary_share is {recipe.boundary_share}, which gives no boundary-safe item in "
-            f"{recipe.steps} steps of {recipe.pairs} pairs: raise any of the three."
-        )
+    """Say where no pair of a run is for the separate term, as in a rehearsal of one step.
+
+    Raises:
+        RecipeError: the term needs one (``as_described`` takes its centroid from them).
+    """
+    if not isinstance(recipe, Recipe) or not recipe.separate or any(p.boundary for p in pairs):
+        return
+    words = (
+        f"boundary_share is {recipe.boundary_share}, which gives no boundary-safe item in "
+        f"{recipe.steps} steps of {recipe.pairs} pairs"
+    )
+    if recipe.separate == "as_described":
+        raise RecipeError(f"{words}: raise any of the three.")
+    warnings.warn(f"{words}: there is no separate term in this run.", stacklevel=2)
 
 
 def check_seed(seed: int) -> None:
