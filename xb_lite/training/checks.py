@@ -40,7 +40,7 @@ def check_fit(recipe: Budget, model: PreTrainedModel) -> None:
 
 
 def check_drawn(recipe: Budget, pairs: Sequence[Pair]) -> None:
-    """Say where no pair of a run is for the separate term, as in a rehearsal of one step.
+    """Say where no pair of a run is for the separate term; a single step is a rehearsal.
 
     Raises:
         RecipeError: the term needs one (``as_described`` takes its centroid from them).
@@ -53,7 +53,8 @@ def check_drawn(recipe: Budget, pairs: Sequence[Pair]) -> None:
     )
     if recipe.separate == "as_described":
         raise RecipeError(f"{words}: raise any of the three.")
-    warnings.warn(f"{words}: there is no separate term in this run.", stacklevel=2)
+    if recipe.steps > 1:
+        warnings.warn(f"{words}: there is no separate term in this run.", stacklevel=2)
 
 
 def check_seed(seed: int) -> None:
