@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from xb_lite.data.items import Item
-from xb_lite.evaluation.outcomes import labels_by, no_answer
+from xb_lite.evaluation.outcomes import answer_in, labels_by
 from xb_lite.evaluation.summary import verdicts
 from xb_lite.judges.strings import Judge
 from xb_lite.models.precision import Precision
 from xb_lite.replies.cache import asked_of, check_row
 from xb_lite.replies.subjects import Subject
-from xb_lite.replies.types import Decoding, answer_of
+from xb_lite.replies.types import Decoding
 from xb_lite.results.contract import mean_row, rate_row
 from xb_lite.results.logs import Log
 from xb_lite.results.stats import mean, rate
@@ -151,11 +151,7 @@ def _batch(
     attempts = ask(items, decoding)
     asking = time.perf_counter() - began
     requests = [i.judged for i, texts in zip(items, attempts, strict=True) for _ in texts]
-    answers = [
-        None if no_answer({"text": text}) else answer_of(text)
-        for texts in attempts
-        for text in texts
-    ]
+    answers = [answer_in({"text": text}) for texts in attempts for text in texts]
     labels: list[dict[str, list]] = [{} for _ in items]
     for judge in judges:
         given = iter(labels_by(judge, requests, answers))

@@ -189,7 +189,7 @@ def _judge(items: Sequence[Item], judges: Sequence[Judge], said: Log, done: Log)
 
 def _warn_of_unseen(items: Sequence[Item], judges: Sequence[Judge], said: Log) -> None:
     replies = [reply for item in items for reply in said.rows.get(item.id, {}).get("replies", ())]
-    answers = [answer for reply in replies if (answer := _answer(reply)) is not None]
+    answers = [answer for reply in replies if (answer := answer_in(reply)) is not None]
     for sentence in unseen(judges, answers):
         warnings.warn(sentence, stacklevel=3)
 
@@ -199,7 +199,7 @@ def _labels_of(judge: Judge, items: Sequence[Item], said: Log) -> dict[str, list
     kinds = getattr(judge, "kinds", KINDS)
     mine = [(item, said.rows[item.id]["replies"]) for item in items if item.kind in kinds]
     asked = [item.judged for item, replies in mine for _ in replies]
-    answers = [_answer(reply) for _, replies in mine for reply in replies]
+    answers = [answer_in(reply) for _, replies in mine for reply in replies]
     given = iter(labels_by(judge, asked, answers))
     return {item.id: [next(given) for _ in replies] for item, replies in mine}
 
@@ -219,7 +219,8 @@ def labels_by(
     return [next(given) if answered else None for answered in there]
 
 
-def _answer(reply: dict) -> str | None:
+def answer_in(reply: dict) -> str | None:
+    """What a reply answers, without a thought; None where it is none."""
     return None if no_answer(reply) else answer_of(reply["text"])
 
 

@@ -242,14 +242,11 @@ def prompted(subject: Subject, name: str) -> Subject:
         ValueError: there is no such defense.
     """
     in_paths = name.replace("/", "-")
-    defense = defense_named(name)
-    other = {}
-    if name.startswith(BY_MODEL):
-        other["analyst"] = model_digest(name.removeprefix(BY_MODEL))
+    defense, other = defense_named(name), name.removeprefix(BY_MODEL)
     return replace(
         subject,
         backend=Defended(subject.backend, defense),
         defense=in_paths if subject.defense == "none" else f"{subject.defense}+{in_paths}",
         prompt=name,
-        **other,
+        analyst=subject.analyst if other == name else model_digest(other),
     )

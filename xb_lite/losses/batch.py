@@ -44,6 +44,16 @@ def collate(pairs: Sequence[Pair], pad_id: int) -> dict[str, Tensor]:
         ``separate`` ``[pair]``; ``numbers`` ``[2 * pair]``, the rows'.
     """
     rows = [pair.change for pair in pairs] + [pair.keep for pair in pairs]
+    return {
+        **padded(rows, pad_id),
+        "separate": torch.tensor([pair.separate for pair in pairs]),
+        "numbers": torch.tensor([row.number for row in rows]),
+    }
+
+
+def padded(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
+    """``input_ids``, ``attention_mask``, ``prompt`` and ``response`` ``[row, token]`` of rows,
+    padded on the right."""
     ids = [row.encoding.input_ids for row in rows]
 
     def pad(tensors: list[Tensor], value: int) -> Tensor:
@@ -54,6 +64,4 @@ def collate(pairs: Sequence[Pair], pad_id: int) -> dict[str, Tensor]:
         "attention_mask": pad([torch.ones_like(row) for row in ids], 0),
         "prompt": pad([row.encoding.prompt for row in rows], False),
         "response": pad([row.encoding.response for row in rows], False),
-        "separate": torch.tensor([pair.separate for pair in pairs]),
-        "numbers": torch.tensor([row.number for row in rows]),
     }

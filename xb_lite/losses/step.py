@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import ModelOutput
 
 from xb_lite import losses
 from xb_lite.hidden import watch_layers, without_head
-from xb_lite.losses.batch import Pair, Row, collate
+from xb_lite.losses.batch import Pair, Row, collate, padded
 from xb_lite.losses.targets import random_centroid
 from xb_lite.losses.terms import Terms, masked_mean
 from xb_lite.models.packing import as_rows, end_to_end
@@ -141,11 +140,8 @@ class Reference:
         rows: dict[int, tuple[Row, Sequence[int]]],
         device: torch.device,
     ) -> None:
-        ids = [row.encoding.input_ids for row, _ in rows.values()]
-        batch = {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_id).to(device),
-            "attention_mask": pad_sequence([torch.ones_like(i) for i in ids], True).to(device),
-        }
+        batch = padded([row for row, _ in rows.values()], self.pad_id)
+        batch = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         # Not by what accelerate made of it: other processes may need nothing now, and not come.
         states = self._off(peft_model, peft_model, batch)
         for place, (number, (row, layers)) in enumerate(rows.items()):

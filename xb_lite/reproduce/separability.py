@@ -88,8 +88,7 @@ def rows_of(name: str, found: np.ndarray, harmful: np.ndarray) -> list[dict]:
             [dice.choice(np.flatnonzero(of), of.sum()) for of in (harmful, ~harmful)]
         )
         draws.append(roc_auc_score(harmful[some], found[some]))
-    low, high = np.quantile(draws, (0.025, 0.975))
-    area = Estimate(float(roc_auc_score(harmful, found)), len(found), float(low), float(high))
+    area = Estimate(roc_auc_score(harmful, found), len(found), *np.quantile(draws, (0.025, 0.975)))
     rows = [mean_row(area, "AUC", name, "prefill")]
     for share in SHARES:
         # At the ends nothing or all is flagged, whatever the items' own scores.

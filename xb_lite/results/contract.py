@@ -59,9 +59,10 @@ def rate_row(found: Rate, metric: str, set_: str, attack: str, judge: str | None
 
 
 def mean_row(found: Estimate, metric: str, set_: str, attack: str) -> dict:
-    """A mean as a row."""
+    """A mean as a row; NumPy's numbers become plain ones."""
     place = {"metric": metric, "set": set_, "attack": attack, "judge": None}
-    return {**place, "n": found.n, "mean": found.value, "low": found.low, "high": found.high}
+    numbers = {"mean": float(found.value), "low": float(found.low), "high": float(found.high)}
+    return {**place, "n": found.n, **numbers}
 
 
 def provenance(started: datetime) -> dict:

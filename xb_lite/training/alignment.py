@@ -17,14 +17,13 @@ from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from xb_lite.corpora import KINDS, load_corpus, load_refusals
 from xb_lite.data.items import PREFILL, attacked, load_items
 from xb_lite.dialogues import Encoding, as_dialogue, as_turns, encode
 from xb_lite.judges.strings import X_BOUNDARY
-from xb_lite.losses.batch import Pair, Row
+from xb_lite.losses.batch import Pair, Row, padded
 from xb_lite.models.likelihood import token_logits
 from xb_lite.recipes.kinds import Alignment
 from xb_lite.replies.cache import ask
@@ -205,21 +204,16 @@ class AlignmentTrainer(PairTrainer):
         return head(states.to(head.weight.dtype)).float().log_softmax(dim=-1)
 
     def _keep(self, peft_model: PeftModel, rows: list[Row], device: torch.device) -> None:
-        ids = [row.encoding.input_ids for row in rows]
-        responses = [row.encoding.response for row in rows]
-        padded, real, marks = (
-            pad_sequence(some, batch_first=True).to(device)
-            for some in (ids, [torch.ones_like(i) for i in ids], responses)
-        )
+        batch = padded(rows, 0)  # padding is cut out, whatever it is
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
         states: list[Tensor] = []
         head = peft_model.get_output_embeddings()
         handle = head.register_forward_hook(lambda _, read, __: states.append(read[0]))
         try:
             with peft_model.disable_adapter():
-                batch = {"input_ids": padded, "attention_mask": real}
-                token_logits(peft_model, peft_model, batch, marks)
+                token_logits(peft_model, peft_model, batch, batch["response"])
         finally:
             handle.remove()
-        lengths = [int(response.sum()) for response in responses]
+        lengths = batch["response"].sum(dim=1).tolist()
         for row, own in zip(rows, states[0].split(lengths), strict=True):
             self.before[row.number] = own
