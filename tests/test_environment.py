@@ -40,7 +40,8 @@ def test_every_range_holds_its_pin(requirement):
 def test_every_range_has_two_ends_and_a_reason(requirement):
     operators = {specifier.operator for specifier in requirement.specifier}
     assert operators == {">=", "<"}
-    line = next(li for li in TEXT.splitlines() if li.strip().startswith(f'"{requirement.name}>'))
+    begins = re.compile(rf'\s*"{requirement.name}(\[\w+\])?>')
+    line = next(filter(begins.match, TEXT.splitlines()))
     assert re.search(r"#\s*\S+", line), f"{requirement.name} has no comment"
 
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from xb_lite.models import cached as model_files
-from xb_lite.models.cached import SPECS, ModelError, ModelSpec, cached_model
+from xb_lite.models.cached import SPECS, ModelError, ModelSpec, cached_model, gguf_file
 from xb_lite.models.wheels import FetchError
 
 CONTENT = b"GGUF of a toy model"
@@ -98,6 +98,22 @@ def test_own_copy_is_used_before_any_source(cache):
     source = Toy()
     cached_model(toy_spec(source))
     assert source.asked == 0 and (cache / "Toy.gguf").exists()
+
+
+def test_the_gguf_file_is_kept_once_and_unpacked_from(cache):
+    source = Toy()
+    path = gguf_file(toy_spec(source))
+    assert path == cache / "Toy.gguf" and path.read_bytes() == CONTENT
+    assert gguf_file(toy_spec(source)) == path and cached_model(toy_spec(source)).is_dir()
+    assert source.asked == 1 and folders(cache) == [cached_model(toy_spec(source)).name]
+
+
+def test_another_gguf_file_in_its_place_is_refused_and_the_next_call_fetches(cache):
+    cache.mkdir()
+    (cache / "Toy.gguf").write_bytes(b"another")
+    with pytest.raises(FetchError, match="Toy.gguf is not the expected file.*removed"):
+        gguf_file(toy_spec(Toy()))
+    assert gguf_file(toy_spec(Toy())).read_bytes() == CONTENT
 
 
 def test_altered_cache_is_named_and_made_anew(cache, capsys):

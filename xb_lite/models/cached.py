@@ -119,6 +119,23 @@ def cached_model(spec: ModelSpec) -> Path:
     return folder
 
 
+def gguf_file(spec: ModelSpec) -> Path:
+    """The spec's GGUF file, with its 4-bit weights, for llama.cpp: ``<title>.gguf`` in the cache
+    folder, fetched the first time. ``cached_model`` then unpacks this file.
+
+    Raises:
+        ModelError: the cache folder cannot be written to or is too small.
+        FetchError: no source has the file, or the one that is there or arrived is another file.
+    """
+    path = cache_folder() / f"{spec.title}.gguf"
+    with _usable_cache(spec), _locked(path):
+        with tempfile.TemporaryDirectory(prefix=f"{spec.name}.part-", dir=path.parent) as scratch:
+            fetched = _fetch(spec, Path(scratch))
+            if fetched != path:
+                os.replace(fetched, path)
+    return path
+
+
 def _is_whole(folder: Path) -> bool:
     """Whether every file of the model is there as it was written; names one that is not."""
     try:
