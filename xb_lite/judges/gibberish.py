@@ -125,7 +125,7 @@ def text_losses(
         ids = nn.utils.rnn.pad_sequence([rows[i] for i in chosen], True).to(model.device)
         real = nn.utils.rnn.pad_sequence([torch.ones_like(rows[i]) for i in chosen], True).to(ids)
         logits = model(input_ids=ids, attention_mask=real, use_cache=False).logits[:, :-1].float()
-        flat = logits.flatten(0, 1), ids[:, 1:].flatten()  # four times as fast as [batch, vocabulary]
+        flat = logits.flatten(0, 1), ids[:, 1:].flatten()  # a quarter of the time of 3 dimensions
         each = nn.functional.cross_entropy(*flat, reduction="none").view(len(chosen), -1)
         total, tokens = (each * real[:, 1:]).sum(dim=1).cpu(), real[:, 1:].sum(dim=1).cpu()
         n_bytes = torch.tensor([len(texts[i].encode(errors="replace")) for i in chosen])

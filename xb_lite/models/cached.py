@@ -128,11 +128,14 @@ def gguf_file(spec: ModelSpec) -> Path:
         FetchError: no source has the file, or the one that is there or arrived is another file.
     """
     path = cache_folder() / f"{spec.title}.gguf"
-    with _usable_cache(spec), _locked(path):
-        with tempfile.TemporaryDirectory(prefix=f"{spec.name}.part-", dir=path.parent) as scratch:
-            fetched = _fetch(spec, Path(scratch))
-            if fetched != path:
-                os.replace(fetched, path)
+    with (
+        _usable_cache(spec),
+        _locked(path),
+        tempfile.TemporaryDirectory(prefix=f"{spec.name}.part-", dir=path.parent) as scratch,
+    ):
+        fetched = _fetch(spec, Path(scratch))
+        if fetched != path:
+            os.replace(fetched, path)
     return path
 
 
