@@ -29,6 +29,7 @@ JUDGE_MODELS = {
     "llama-guard": "meta-llama/Llama-Guard-3-8B",
     "rubric": None,
 }
+IN_RESULTS = {"harmbench": "harmbench-llama"}  # results name it after its type of model
 
 
 def judges() -> list[Judge]:

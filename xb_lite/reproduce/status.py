@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
+from xb_lite.judges.named import IN_RESULTS
 from xb_lite.judges.strings import REFUSAL_JUDGES
 from xb_lite.models.loading import last_name, model_digest
 from xb_lite.reproduce.manifest import LARGE, Manifest, Plan, Script, Setting, path_of
 from xb_lite.results.contract import read_result
 
-CALLED = {"harmbench": "harmbench-llama"}  # a judge that is named after its type of model
 HOURS = 0.5  # of a result of which there is no like to go by
 
 
@@ -128,7 +128,7 @@ def _differs(task: Task, result: dict, weights: str) -> str:
 def _judges(names: Sequence[str]) -> set[str]:
     """Under which results know them: ``words`` are several."""
     words = {*(judge.name for judge in REFUSAL_JUDGES), "gibberish"}
-    called = {CALLED.get(name, name) for name in names if name != "words"}
+    called = {IN_RESULTS.get(name, name) for name in names if name != "words"}
     return called | (words if "words" in names else set())
 
 
