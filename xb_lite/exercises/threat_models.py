@@ -117,7 +117,7 @@ _MISREADINGS: dict[str, Callable] = {
 }
 
 STATEMENTS = {
-    "one-opening": "The defense withstands the opening that it was trained on.",
+    "one-opening": "At this budget the model withstood the opening that it was trained on.",
     "prefills": "The defense withstands prefills.",
     "weights": "The defense withstands somebody who has the weights.",
     "guard": "With the guard, junk after token 16 is shown to nobody.",
