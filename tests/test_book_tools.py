@@ -350,6 +350,7 @@ def test_progress_ends_the_whole_group(tmp_path):
     "name, begins",
     [
         ("judge_errors", "| service | "),
+        ("gibberish_found", "| labelled replies, test split | "),
         ("judge_groups", "| 32 tokens | "),
         ("screen", "| OR-Bench, refused | "),
     ],

@@ -10,6 +10,7 @@ import torch
 
 from xb_lite.judges.gibberish import Gibberish, shuffled_words, text_losses
 from xb_lite.models.precision import Precision
+from xb_lite.reproduce.gibberish_limits import limit_at
 
 DRAW = random.Random(0)
 
@@ -169,6 +170,26 @@ def test_losses_are_those_of_transformers(default_model):
     n_tokens, n_bytes = ids.shape[1] - 1, len(SENTENCE)
     assert losses[1, 1] == pytest.approx(expected * n_tokens / n_bytes, rel=1e-4)
     assert losses[:, 0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "alarms", "limit"),
+    [
+        ([1, 2, 3, 4], 0.25, 3.5),
+        ([1, 2, 3, 4], 0.0, 4.001),
+        ([1, 2, 2.0001, 2.0002, 4], 0.2, 3.0001),  # one sentence three times
+        ([1, 2, float("inf")], 0.4, 2.001),  # found without the limit
+    ],
+)
+def test_no_more_than_the_share_exceeds_the_limit(scores, alarms, limit):
+    assert limit_at(scores, alarms) == pytest.approx(limit)
+    assert sum(score > limit for score in scores) <= alarms * len(scores)
+
+
+@pytest.mark.parametrize(("scores", "alarms"), [([], 0.05), ([1.0], 1.0), ([1.0], -0.1)])
+def test_a_limit_that_cannot_be_is_refused(scores, alarms):
+    with pytest.raises(ValueError, match="no limit does that"):
+        limit_at(scores, alarms)
 
 
 def test_shuffling_keeps_the_words_and_the_white_space():

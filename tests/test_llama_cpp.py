@@ -1,4 +1,4 @@
-"""The default model's own 4-bit file behind llama.cpp's server, beside its unpacked weights here."""
+"""The default model's own 4-bit file behind llama.cpp's server, beside its unpacked weights."""
 
 import os
 import subprocess

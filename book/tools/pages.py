@@ -200,6 +200,36 @@ def judge_errors(root, notebooks):
     )
 
 
+def gibberish_found(root, notebooks):
+    """What the gibberish judge and a limit on nats a byte find, and what they call so wrongly."""
+    result = json.loads((root / "results" / "judges" / "gibberish.json").read_text())
+    rows = {(row["judge"], row["metric"], row["set"]): row for row in result["rows"]}
+    of = {
+        "validation": "labelled replies, validation split",
+        "test": "labelled replies, test split",
+        "prompts": "prompts that people wrote",
+        "look-alikes": "tables, code, rules, numbers, refrains, languages",
+    }
+    found = [
+        (
+            words,
+            *(
+                share(rows.get((judge, metric, name)))
+                for judge in ("gibberish", "nats-a-byte")
+                for metric in ("found", "false-alarm")
+            ),
+        )
+        for name, words in of.items()
+    ]
+    head = ("texts", "judge: found", "false alarms", "limit: found", "false alarms")
+    (limit,) = (row["mean"] for row in result["rows"] if row["metric"] == "nats-a-byte")
+    source = (
+        f"The limit is {limit:.2f} nats a byte. Source: `results/judges/gibberish.json`, started "
+        f"{result['started'][:10]}; made by `python -m xb_lite.reproduce.gibberish_limits`."
+    )
+    return "\n\n".join([table(head, found), source])
+
+
 def judge_groups(root, notebooks):
     """The same by group of replies, for the service judge; beside it one list of words."""
     rows, _ = judged(root)
@@ -348,6 +378,7 @@ GENERATED = {
     "screen": screen,
     "learning_curve": learning_curve,
     "judge_errors": judge_errors,
+    "gibberish_found": gibberish_found,
     "judge_groups": judge_groups,
     "api": api,
     "findings": findings,
