@@ -455,7 +455,7 @@ def test_a_result_is_known_by_the_names_of_its_judges(book):
 def test_only_what_is_meant(book):
     assert {task.tier for task in tasks_of(book, RESULTS, tier="gpu")} == {"gpu"}
     only = tasks_of(book, RESULTS, ["ablations", "judges/*"])
-    assert len(only) == 4 and {task.path.split("/")[0] for task in only} == {"intention", "judges"}
+    assert len(only) == 5 and {task.path.split("/")[0] for task in only} == {"intention", "judges"}
     with pytest.raises(ValueError, match="nothing is meant by 'nope': give a path, or a plan"):
         tasks_of(book, RESULTS, ["nope"])
 

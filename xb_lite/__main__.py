@@ -102,11 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument(
         "model", nargs="?", default=DEFAULT, choices=sorted(SPECS), help=f"default: {DEFAULT}"
     )
-    fetch.add_argument(
-        "--gguf",
-        action="store_true",
-        help="the 4-bit GGUF file itself, for llama.cpp, in place of the weights unpacked from it",
-    )
+    fetch.add_argument("--gguf", action="store_true", help="the 4-bit file itself, for llama.cpp")
     fetch.set_defaults(run=_fetch)
     add_estimate(commands)
     add_train(commands)
@@ -132,11 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         "Replies stay in the cache folder.",
     )
     evaluate.listed = _asked
-    evaluate.add_argument(
-        "model",
-        nargs="?",
-        help=MODEL_HELP,
-    )
+    evaluate.add_argument("model", nargs="?", help=MODEL_HELP)
     evaluate.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
     evaluate.add_argument("--defense", help="a prompt defense by name (list below)")
     evaluate.add_argument(
