@@ -33,12 +33,6 @@ LONG = (
 )
 
 
-def pytest_xdist_auto_num_workers(config):
-    """One more than there are cores: of their time the tests wait a seventh, for servers and for
-    processes that are to be killed. ``--maxprocesses`` still bounds it."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONG)
 

@@ -120,6 +120,7 @@ REQUEST = {
 @given(changed(REQUEST))
 @example({**REQUEST, "max_tokens": 10**400})
 @example({**REQUEST, "temperature": float("nan")})
+@example({**REQUEST, "stop": float("nan")})
 @example({**REQUEST, "messages": [{"role": "user", "content": "\ud800"}]})
 @example({**REQUEST, "temperature": True})
 def test_requests(said):

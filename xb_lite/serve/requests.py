@@ -82,6 +82,15 @@ class Asked:
     key: str | None = field(default=None, repr=False)
 
 
+def _is_json(value: object) -> bool:
+    """Python also reads NaN and infinity; JSON has neither, and a server would fail at them."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
 def read_request(body: bytes, headers: Mapping[str, str]) -> Asked:
     """The request with this body and these headers, whose names are in lower case.
 
@@ -104,6 +113,8 @@ def read_request(body: bytes, headers: Mapping[str, str]) -> Asked:
     if unknown := [name for name in said if said[name] and name not in known_names]:
         name = f"{unknown[0]:.60}"
         raise ServingError(400, f"{name} is not known to the proxy; leave it out.", name)
+    if unreal := [name for name in said if name not in DECODING and not _is_json(said[name])]:
+        raise ServingError(400, f"{unreal[0]} has a number that JSON has not.", unreal[0])
     for name, kind in (("chat_template_kwargs", dict), ("reasoning_effort", str)):
         if not isinstance(said.get(name) or kind(), kind):
             raise ServingError(400, f"{name} must be {KIND_WORDS[kind]}.", name)
