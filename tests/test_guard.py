@@ -143,12 +143,9 @@ def salad(words):
 def test_fault_a_last_chunk_shorter_than_the_others_is_read(guard):
     """Official: the loop ends before it checks a chunk that is shorter than 200 tokens."""
     honest = " ".join(f"On day {day} the museum shows picture {day + 3}." for day in range(22))
-    watch = guard.watch("Which pictures are there?")
-    watch.feed(f"{honest} ")
-    assert watch.reason is None and honest.startswith(watch.shown)
-    watch.feed(salad(30))
-    watch.end()
-    assert watch.reason == "gibberish" and watch.shown.endswith(SHORT_REFUSAL)
+    text = f"{honest} {salad(30)}"
+    assert guard.over("Which pictures are there?", honest)[1] is None
+    assert guard.over("Which pictures are there?", text) == (SHORT_REFUSAL, "gibberish")
 
 
 def test_fault_a_reply_of_one_short_chunk_is_read(guard):
@@ -186,8 +183,7 @@ def test_points_without_end_are_junk_and_a_wide_rule_is_none(gibberish):
 def test_fault_junk_after_a_long_readable_opening_is_not_diluted(gibberish):
     honest = " ".join(f"On day {day} the museum shows picture {day + 3}." for day in range(26))
     assert gibberish.judge.reasons([f"{honest} {salad(40)}"]) == [None]  # read as a whole it passes
-    seldom = Guard([gibberish], hold=40)
-    assert seldom.over("", f"{honest} {salad(40)}")[1] == "gibberish"
+    assert Guard([gibberish]).over("", f"{honest} {salad(40)}")[1] == "gibberish"
 
 
 def test_fault_nothing_is_shown_before_it_is_read(guard):

@@ -1,13 +1,7 @@
 """The default model's own 4-bit file behind llama.cpp's server, beside its unpacked weights."""
 
-import os
-import subprocess
-import sys
-import time
-import urllib.request
-
 import pytest
-from test_remote import free_port
+from serving import free_port, serving
 
 from xb_lite.dialogues import as_dialogue
 from xb_lite.intention.defenses import DEFENSES
@@ -36,28 +30,11 @@ SHORT = Decoding(max_new_tokens=12)
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     path, port = gguf_file(SPECS[DEFAULT]), free_port()
+    command = ["llama_cpp.server", "--model", str(path), "--n_ctx", "2048"]
+    command += ["--n_threads", "1", "--n_threads_batch", "1"]
     log = tmp_path_factory.mktemp("llama") / "log.txt"
-    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--n_ctx", "2048"]
-    command += ["--port", str(port), "--n_threads", "1", "--n_threads_batch", "1"]
-    with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ)
-    try:
-        end = time.monotonic() + 120
-        while not is_up(port):
-            assert process.poll() is None and time.monotonic() < end, log.read_text()[-2000:]
-            time.sleep(0.2)
+    with serving(command, port, "/v1/models", log):
         yield RemoteBackend(f"http://127.0.0.1:{port}/v1", str(path), "none", concurrency=1)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def is_up(port):
-    try:
-        url = f"http://127.0.0.1:{port}/v1/models"
-        return urllib.request.urlopen(url, timeout=5).status == 200
-    except OSError:
-        return False
 
 
 def test_it_begins_most_replies_as_the_unpacked_weights_do(served, default_model):

@@ -5,21 +5,16 @@ import json
 import logging
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 import traceback
-import urllib.error
-import urllib.request
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import openai
 import pytest
+from serving import free_port, serving
 
 from xb_lite.data.items import Item
 from xb_lite.dialogues import as_dialogue
@@ -303,12 +298,6 @@ def test_time_out(server):
         leave.set()
 
 
-def free_port():
-    with closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 def test_no_server_there():
     nobody = RemoteBackend(f"http://127.0.0.1:{free_port()}/v1", "a-model", "none", retries=0)
     with pytest.raises(RemoteError, match="dialogue 0: .* cannot be reached; start the server"):
@@ -409,31 +398,13 @@ def test_nothing_in_nothing_out(server):
 def real(tmp_path_factory):
     """transformers serve with the default model, on the CPU and in the fp32 of its weights."""
     folder, port = cached_model(SPECS[DEFAULT]), free_port()
+    command = ["transformers.cli.transformers", "serve", str(folder)]
+    command += ["--host", "127.0.0.1", "--device", "cpu"]
     log = tmp_path_factory.mktemp("serve") / "log.txt"
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     # One thread: on a busy machine, several wait for each other most of the time.
     settings = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, env={**os.environ, **settings}, stdout=out, stderr=subprocess.STDOUT
-        )
-    try:
-        end = time.monotonic() + 200
-        while not is_up(port):
-            assert process.poll() is None and time.monotonic() < end, log.read_text()[-2000:]
-            time.sleep(0.2)
+    with serving(command, port, "/health", log, **settings):
         yield RemoteBackend(f"http://127.0.0.1:{port}/v1", str(folder), "none")
-    finally:
-        process.kill()
-        process.wait()
-
-
-def is_up(port):
-    try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
-    except OSError:
-        return False
 
 
 def test_a_real_server_says_what_the_same_model_says_here(real, default_model):
