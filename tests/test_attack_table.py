@@ -185,7 +185,7 @@ def test_what_is_finished_is_not_run_again(command, tmp_path, capsys):
     command(words, subject, none)
     assert "openings.json is there already" in capsys.readouterr().out
     for other in (["--items", "3"], ["--tokens", "4"], ["--set", 'openings=["1."]']):
-        with pytest.raises(ValueError, match="there already, of other --items, --tokens or --set"):
+        with pytest.raises(ValueError, match="there already, of other --items, --tokens, --guess"):
             command([*words, *other], subject, none)
     assert (tmp_path / "cpu/attacks/m/none/openings.json").read_bytes() == before
 

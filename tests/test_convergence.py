@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -221,12 +222,37 @@ def test_runs_on_other_data_are_not_gone_on_with(subject, monkeypatch, tmp_path)
     monkeypatch.setattr(convergence, "attacks_of", lambda *_: unasked)
     path = tmp_path / convergence.tier() / "convergence" / "runs.jsonl"
     path.parent.mkdir(parents=True)
-    monkeypatch.setattr(sys, "argv", ["convergence.py", "--results", str(tmp_path)])
-    for data in ("other", tiny_sets().digest):  # the second has one step, not forty
-        row = {"arm": "none", "seed": 0, "data": data, "curve": [{}]}
-        path.write_text(json.dumps(row) + "\n")
-        with pytest.raises(SystemExit, match="other data"):
+    monkeypatch.setattr(sys, "argv", ["convergence.py", "--steps", "1", "--results", str(tmp_path)])
+    fits = {"arm": "none", "seed": 0, "data": tiny_sets().digest, "layers": [9, 19], "curve": [{}]}
+    for change, said in (
+        ({"data": "other"}, "on other data"),
+        ({"layers": [9]}, "of other layers"),
+        ({"curve": [{}, {}]}, "of other steps"),
+    ):
+        path.write_text(json.dumps({**fits, **change}) + "\n")
+        with pytest.raises(SystemExit, match=said):
             convergence.main()
+
+
+def test_two_processes_lose_no_run_of_each_other_and_no_line_is_cut_off(tmp_path):
+    path = tmp_path / "deeper" / "runs.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: convergence.add_run(path, {"seed": seed}), range(40)))
+    assert sorted(run["seed"] for run in convergence.read_runs(path)) == list(range(40))
+    assert not list(path.parent.glob("*.part"))
+
+
+def test_states_are_compared_with_the_other_arm_s_where_no_start_was_looked_at(
+    subject, dialogues, monkeypatch
+):
+    """As where the arms from a random B alone are watched, whose start is no undefended model."""
+    monkeypatch.setattr(convergence_states, "LAST_ALONE", 2)
+    monkeypatch.setattr(convergence_summary, "STATES_AT", (0, 2))
+    runs = [
+        {"arm": arm, "seed": 1, **run(subject, arm, 1, 2, dialogues)} for arm in ("push", "none")
+    ]
+    rows = [row for row in summary_rows(runs) if "k-variance" in row["metric"]]
+    assert {row["set"] for row in rows} == {"push less none, step 2"}
 
 
 def test_a_model_in_training_is_asked_whole_and_with_what_it_learned(subject):

@@ -368,7 +368,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(mine, tmp
 
 def test_what_another_worker_holds_is_left_to_it(mine, tmp_path):
     folder = tmp_path / "results"
-    with runner._lock("cpu/one/none.json"):
+    with runner._lock(folder, "cpu/one/none.json"):
         tasks = reproduce(folder, manifest=mine)
     assert [task.state for task in tasks] == ["missing", "done"]
 
@@ -391,7 +391,7 @@ def test_what_needs_a_result_in_another_workers_hands_waits_and_the_others_are_m
     monkeypatch.setattr(status, "read_result", lambda path: {"seconds": 1})
     scripts = [{"path": name, "command": ["m"]} for name in names]
     mine.write_text(json.dumps({"plans": {}, "settings": [], "scripts": scripts}))
-    with runner._lock(names[0]):
+    with runner._lock(folder, names[0]):
         tasks = reproduce(folder, manifest=mine)
     assert made == [names[2]] and [task.state for task in tasks] == ["missing", "missing", "done"]
     assert f"1 wait for what is not there yet: {names[1]} for {names[0]}" in capsys.readouterr().out

@@ -112,6 +112,12 @@ def test_what_takes_more_is_said_to():
     assert of("gradient-ascent-smollm2-135m").activations > plain.activations
 
 
+def test_dpo_reads_every_item_with_either_answer_and_once_more_for_its_reference():
+    sft, dpo = (of(f"{method}-smollm2-135m") for method in ("sft", "dpo"))
+    assert dpo.activations == pytest.approx(2 * sft.activations)
+    assert dpo.step == pytest.approx(2 * 3 / 2 * sft.step)
+
+
 def test_processes_share_the_work_and_with_zero_3_the_weights():
     one, four = (of("x-boundary-llama-3-8b", "a100-80gb", {"processes": n}) for n in (1, 4))
     assert four.step == one.step / 4 and four.memory == one.memory

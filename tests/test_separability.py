@@ -14,18 +14,24 @@ RESULT = Path(__file__).parent.parent / "results/cpu/separability/smollm2-135m-a
 HARMFUL = np.repeat([True, False], [40, 60])
 
 
+@pytest.fixture
+def few_draws(monkeypatch):
+    """Enough for an interval that need not be a committed one."""
+    monkeypatch.setattr(separability, "DRAWS", 200)
+
+
 def by_metric(found):
     return {row["metric"]: row for row in separability.rows_of("way", found, HARMFUL)}
 
 
-def test_scores_that_part_the_kinds_miss_nothing_at_no_price():
+def test_scores_that_part_the_kinds_miss_nothing_at_no_price(few_draws):
     rows = by_metric(np.where(HARMFUL, 2.0, 1.0) + np.linspace(0, 0.5, 100))
     assert rows["AUC"]["mean"] == pytest.approx(1) == rows["AUC"]["low"]
     assert rows["missed at 0.02"]["k"] == rows["missed at 0.5"]["k"] == 0
     assert rows["missed at 0.0"]["k"] == 40  # nothing is flagged at all
 
 
-def test_scores_that_know_nothing_lie_on_the_diagonal():
+def test_scores_that_know_nothing_lie_on_the_diagonal(few_draws):
     rows = by_metric(np.random.default_rng(0).normal(size=100))
     assert rows["AUC"]["low"] < 0.5 < rows["AUC"]["high"]
     for share in (0.2, 0.5):
@@ -33,7 +39,7 @@ def test_scores_that_know_nothing_lie_on_the_diagonal():
     assert rows["missed at 1.0"]["k"] == 0
 
 
-def test_the_probe_finds_a_direction_in_other_items_and_shuffled_labels_none():
+def test_the_probe_finds_a_direction_in_other_items_and_shuffled_labels_none(few_draws):
     dice = np.random.default_rng(0)
     train, test = (dice.normal(size=(100, 64)) for _ in range(2))
     for states in (train, test):

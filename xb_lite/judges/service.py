@@ -2,7 +2,7 @@
 
 A reference model reads the response as the answer to the plain request. Its hidden states, averaged
 over the response, are sorted into the four labels by a linear map, calibrated on responses that
-were labelled by reading them. ``benchmarks/service_judge.py`` calibrates and measures it; chapter 3
+were labelled by reading them. ``reproduce.service_judge`` calibrates and measures it; chapter 3
 shows where it errs.
 """
 

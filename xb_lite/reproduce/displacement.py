@@ -33,7 +33,7 @@ from xb_lite.hidden import hidden_states
 from xb_lite.models.cached import DEFAULT
 from xb_lite.models.loading import ALIGNED, precision_of
 from xb_lite.models.precision import Precision
-from xb_lite.recipes import parse_change
+from xb_lite.recipes import METHODS, parse_change
 from xb_lite.replies.cache import ask
 from xb_lite.replies.subjects import Subject, local_subject
 from xb_lite.replies.types import Decoding
@@ -96,6 +96,19 @@ def relative_rows(moves: Moves, layer: int, attack: str) -> list[dict]:
     ]
 
 
+def trained(name: str, seeds: Sequence[int]) -> Setting:
+    """A defense by method and changes, e.g. ``x-boundary,prefilled_share=0.0``.
+
+    Raises:
+        ValueError: it is not trained, so its states are not moved; or a change has no value.
+    """
+    method, *fields = name.split(",")
+    if method not in METHODS:
+        raise ValueError(f"{method} is no trained defense; there are {', '.join(METHODS)}.")
+    changes = dict(map(parse_change, fields))
+    return Setting(plan="", model=ALIGNED, method=method, changes=changes, seeds=seeds)
+
+
 def times_rows(one: Moves, other: Moves, layer: int, attack: str) -> list[dict]:
     rows = []
     for seed, of in one.items():
@@ -114,6 +127,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="items of each kind and split")
     parser.add_argument("--results", default="results", help="folder (default: results)")
     args = parser.parse_args()
+    settings = {name: trained(name, args.seeds) for name in args.defenses}
     started, precision = datetime.now(UTC), precision_of(ALIGNED)
     prompts = {p.id: p for kind in KINDS for split in SPLITS for p in load_corpus(kind, split)}
     items = held_out(args.limit)
@@ -145,15 +159,7 @@ def main() -> None:
         print(path, flush=True)
 
     found: dict[str, dict[tuple[str, int], Moves]] = {}
-    for name in args.defenses:
-        method, *fields = name.split(",")
-        setting = Setting(
-            plan="",
-            model=ALIGNED,
-            method=method,
-            changes=dict(map(parse_change, fields)),
-            seeds=args.seeds,
-        )
+    for name, setting in settings.items():
         after: dict[str, dict[int, np.ndarray]] = {attack: {} for attack in ATTACKS}
         for seed in args.seeds:
             with subject_of(setting, seed, precision) as subject:

@@ -21,7 +21,7 @@ from xb_lite.evaluation.outcomes import read_log
 from xb_lite.evaluation.runs import evaluate_subject
 from xb_lite.evaluation.styles import by_style
 from xb_lite.evaluation.targets import by_target
-from xb_lite.files import cache_folder
+from xb_lite.files import cache_folder, digest
 from xb_lite.intention.prompts import restates
 from xb_lite.judges.named import judges_named
 from xb_lite.judges.strings import Judge
@@ -78,7 +78,7 @@ def reproduce(
 
     def waits(task: Task) -> NeededFirstError | None:
         """What it waits for, where it can neither be made nor be left to another worker."""
-        lock = _lock(task.path)
+        lock = _lock(folder, task.path)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -88,7 +88,8 @@ def reproduce(
             if not path.exists():  # another worker may just be done
                 print(progress(look(), task), flush=True)
                 _make(task, Path(folder), files, book.plans)
-            write_index(path.parent)
+            with _lock(folder, f"{Path(task.path).parent}/index"):
+                write_index(path.parent)
         except NeededFirstError as needed:
             if needed.path not in {one.path for one in look()}:
                 raise
@@ -119,8 +120,10 @@ def progress(tasks: Sequence[Task], task: Task | None = None) -> str:
     return f"{line}; now {task.path}" if task else line
 
 
-def _lock(path: str) -> FileLock:
-    place = cache_folder() / "locks" / f"{path.replace('/', '_')}.lock"
+def _lock(folder: str | os.PathLike[str], path: str) -> FileLock:
+    """Of a path within a folder of results; in the cache, for results are committed."""
+    where = digest(str(Path(folder).resolve()))[:8]
+    place = cache_folder() / "locks" / where / f"{path.replace('/', '_')}.lock"
     place.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(place)
 

@@ -12,7 +12,7 @@ from xb_lite.judges.named import IN_RESULTS
 from xb_lite.judges.strings import REFUSAL_JUDGES
 from xb_lite.models.loading import last_name, model_digest
 from xb_lite.reproduce.manifest import LARGE, Manifest, Plan, Script, Setting, path_of
-from xb_lite.results.contract import read_result
+from xb_lite.results.contract import named, read_result
 
 HOURS = 0.5  # of a result of which there is no like to go by
 
@@ -88,6 +88,8 @@ def _looked_at(task: Task, folder: Path, weights: Mapping[str, str]) -> Task:
         return task
     try:
         result = read_result(path)
+        if task.setting:
+            named(result, path)
     except ValueError as error:
         return replace(task, state="stale", why=str(error))
     if task.setting and (why := _differs(task, result, weights[task.setting.model])):
@@ -109,12 +111,12 @@ def _differs(task: Task, result: dict, weights: str) -> str:
     if setting.match is not None:  # what it was is read off other results
         del wanted["strength"]
     found = {name: said.get(name) for name in wanted}
-    wanted["judges"], found["judges"] = _judges(plan.judges), set(said.get("judges", {}))
+    wanted["judges"], found["judges"] = _judges(plan.judges), set(said.get("judges") or {})
     if plan.tier == "gpu":  # of its first results the gibberish judge is not on record
         wanted["judges"] -= {"gibberish"}
         found["judges"] -= {"gibberish"}
     wanted["reply"] = plan.max_new_tokens
-    found["reply"] = said.get("decoding", {}).get("max_new_tokens")
+    found["reply"] = (said.get("decoding") or {}).get("max_new_tokens")
     wanted["model"], found["model"] = last_name(setting.model), result["model"]["name"]
     wanted["weights"], found["weights"] = weights, result["model"]["digest"]
     if plan.digest is not None:

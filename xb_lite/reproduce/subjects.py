@@ -9,7 +9,7 @@ from pathlib import Path
 
 from xb_lite.boundary.steering import refusal_direction, steered
 from xb_lite.corpora import load_corpus
-from xb_lite.files import cache_folder
+from xb_lite.files import cache_folder, locked
 from xb_lite.intention.defenses import prompted
 from xb_lite.models.adapters import scale_adapter
 from xb_lite.models.precision import Precision
@@ -67,7 +67,9 @@ def trained_adapter(setting: Setting, seed: int, edition: int = 1) -> Path:
     whole = replace(setting, strength=None)
     folder = adapters / whole.defense(seed)
     recipe = load_recipe(setting.recipe, **setting.changes)
-    train_defense(recipe, folder, seed=seed, edition=edition, **data)
-    if setting.strength is None:
-        return folder
-    return scale_adapter(folder, setting.strength, adapters / setting.defense(seed))
+    # Settings that differ in strength have one adapter, and another worker may be at its training.
+    with locked(folder, "training"):
+        train_defense(recipe, folder, seed=seed, edition=edition, **data)
+        if setting.strength is None:
+            return folder
+        return scale_adapter(folder, setting.strength, adapters / setting.defense(seed))

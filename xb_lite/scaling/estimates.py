@@ -112,7 +112,8 @@ def estimate(
     if sharded:  # and two layers gathered at a time
         weights = weights / processes + 2 * weight * shape.layer_weights
     adapter = STATE * trained
-    in_pass = 2 * recipe.pairs_at_once * tokens
+    rows = 4 if recipe.method == "dpo" else 2  # of a pair; of dpo each item with either answer
+    in_pass = rows * recipe.pairs_at_once * tokens
     per_token = _per_token(recipe, shape, card, tokens, weight, product, layers)
 
     kept = 0.0
@@ -124,7 +125,9 @@ def estimate(
     if defense:  # kept states are computed once an item
         again = 1.0 if recipe.reference == "adapter-off" else min(1.0, (items or drawn) / drawn)
         passes += again
-    in_step = 2 * recipe.pairs * mean
+    else:  # without the adapter, dpo all rows, refusal-tuning those to keep
+        passes += {"dpo": 1.0, "refusal-tuning": 0.5}.get(recipe.method, 0.0)
+    in_step = rows * recipe.pairs * mean
     attention = 2 * shape.query * mean * layers  # causal: half of all pairs of tokens
     operations = passes * in_step * (2 * in_layers + attention)
     speed = 1e12 * (card.single if product == FP32 else card.half) * card.share

@@ -72,7 +72,7 @@ def train(
 
     A run that was stopped goes on from its last checkpoint, and a finished one is not made again.
     An interrupt (Ctrl-C, or a notebook's stop button) ends it after the step under way, with a
-    checkpoint.
+    checkpoint; of several processes at once, and it goes on from the last checkpoint there is.
 
     Args:
         sets: from ``reference_sets`` of the same model, or from ``official_sets``.
