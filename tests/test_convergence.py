@@ -248,9 +248,8 @@ def test_states_are_compared_with_the_other_arm_s_where_no_start_was_looked_at(
     """As where the arms from a random B alone are watched, whose start is no undefended model."""
     monkeypatch.setattr(convergence_states, "LAST_ALONE", 2)
     monkeypatch.setattr(convergence_summary, "STATES_AT", (0, 2))
-    runs = [
-        {"arm": arm, "seed": 1, **run(subject, arm, 1, 2, dialogues)} for arm in ("push", "none")
-    ]
+    made = {arm: run(subject, arm, 1, 2, dialogues) for arm in ("push", "none")}
+    runs = [{"arm": arm, "seed": 1, **json.loads(json.dumps(of))} for arm, of in made.items()]
     rows = [row for row in summary_rows(runs) if "k-variance" in row["metric"]]
     assert {row["set"] for row in rows} == {"push less none, step 2"}
 
