@@ -16,6 +16,7 @@ from xb_lite.attacks.catalog import ATTACKS, settings_of
 from xb_lite.attacks.run import Budgeted
 from xb_lite.attacks.table import where_it_breaks
 from xb_lite.data.items import load_items, spread
+from xb_lite.files import write_whole
 from xb_lite.judges.strings import XSTEST
 from xb_lite.models.loading import ALIGNED_360
 from xb_lite.models.precision import Precision
@@ -188,6 +189,28 @@ def test_what_is_finished_is_not_run_again(command, tmp_path, capsys):
         with pytest.raises(ValueError, match="there already, of other --items, --tokens, --guess"):
             command([*words, *other], subject, none)
     assert (tmp_path / "cpu/attacks/m/none/openings.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words, other",
+    [
+        (["chunk-boundary", "--set", "readings=2"], ["--guard", "probe"]),
+        (["subtracted-guess", "--guess", "x-boundary-360"], ["--guess", "circuit-breakers-360"]),
+    ],
+)
+def test_a_result_of_another_guard_or_guess_is_not_taken_for_this_one(
+    command, tmp_path, capsys, words, other
+):
+    own = Path(attacked.__file__).parents[2] / "results/cpu/attacks"
+    made = own / ALIGNED_360 / "circuit-breakers-360" / f"{words[0]}.json"
+    there = tmp_path / "cpu/attacks/m/none" / made.name
+    write_whole(there, made.read_bytes())
+    subject = Subject("m", "d", None)
+    command(words, subject, None)
+    assert f"{made.name} is there already" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="there already, of other .*--guess, --guard"):
+        command([*words, *other], subject, None)
+    assert there.read_bytes() == made.read_bytes()
 
 
 def test_a_wrong_budget_is_named_before_anything_is_loaded(monkeypatch):

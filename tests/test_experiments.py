@@ -728,6 +728,14 @@ def test_moves_of_several_seeds_are_averaged_item_by_item():
     assert len(rows) == 2 * 3 * 3
 
 
+@pytest.mark.parametrize("name", ["ia", "steering", "none", "x-boundry"])
+def test_states_of_what_is_not_trained_are_not_said_to_have_moved_by_nothing(name, monkeypatch):
+    monkeypatch.setattr(moves, "local_subject", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setattr(sys, "argv", ["displacement", "x-boundary", name])
+    with pytest.raises(ValueError, match=f"{name} is no trained defense; there are .*x-boundary"):
+        moves.main()
+
+
 def test_what_is_moved_is_held_out_and_in_one_order_under_both_attacks():
     items = moves.held_out()
     assert [item.id for item in items["prefill"]] == [f"{i.id}+prefill" for i in items["direct"]]

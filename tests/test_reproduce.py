@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -282,6 +284,28 @@ def test_a_strength_scales_what_the_other_fields_trained(monkeypatch, tmp_path):
     assert trained[0][0].steps == 7 and scaled[0][:2] == (trained[0][1], 0.75)
 
 
+def test_two_workers_do_not_train_one_adapter_at_once(monkeypatch, tmp_path):
+    """Each would delete the other's checkpoints."""
+    running, most = [], []
+
+    def train(recipe, folder, **_):
+        running.append(folder)
+        most.append(len(running))
+        time.sleep(0.1)
+        running.pop()
+
+    monkeypatch.setattr(subjects, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(subjects, "train_defense", train)
+    monkeypatch.setattr(subjects, "scale_adapter", lambda *found: found[-1])
+    settings = [
+        Setting(plan="p", model="smollm2-135m-aligned", method="x-boundary", strength=s, seeds=[0])
+        for s in (0.5, 0.75)
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda setting: subjects.trained_adapter(setting, 0), settings))
+    assert most == [1, 1]
+
+
 # Making what is missing, on a subject that says one thing
 
 
@@ -434,6 +458,11 @@ def test_a_file_of_another_setting_is_stale_and_left(mine, tmp_path):
     made = Polite.batches
     reproduce(folder, manifest=mine)
     assert Polite.batches == made
+    result = folder / first.path
+    for field in ("model", "data"):  # a file that was edited by hand
+        result.write_text(json.dumps({**json.loads(result.read_text()), field: None}))
+        (again, _) = tasks_of(load_manifest(mine), folder)
+        assert again.state == "stale" and "says of no model and data" in again.why
     for path in (folder / "cpu").rglob("none.json*"):
         path.unlink()
     with pytest.raises(ValueError, match="a public set is another edition, or a corpus"):
