@@ -22,7 +22,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_recipe, tiny_sets
-from transformers import TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -34,7 +34,7 @@ from xb_lite.losses.batch import collate
 from xb_lite.losses.step import Reference, counted, masks, step_terms, token_counts
 from xb_lite.losses.terms import Terms, coefficients
 from xb_lite.models.adapters import WEIGHTS, merged, read_run
-from xb_lite.models.loading import load_model
+from xb_lite.models.cached import DEFAULT, SPECS, cached_model
 from xb_lite.models.packing import NAME
 from xb_lite.models.precision import Precision
 from xb_lite.recipes import RecipeError
@@ -888,7 +888,7 @@ def test_parts_of_an_adapter_are_gathered_by_all_and_saved_by_one(tmp_path, toke
 
 def together(folder, recipe):
     """One of the processes; both end here, and one of them writes."""
-    tokenizer = load_model()[1]
+    tokenizer = AutoTokenizer.from_pretrained(cached_model(SPECS[DEFAULT]))  # no weights
     torch.set_num_threads(1)
     changes = json.loads(recipe)
     assert os.environ["WORLD_SIZE"] == "2"
