@@ -575,6 +575,31 @@ def test_the_budget_of_turns_is_kept_and_ends_with_the_last_stage():
     assert "whole answer" in backend.asked[-1][0][-1]["content"]
 
 
+@pytest.mark.parametrize(
+    "replies",
+    [
+        ["Fine.", "No.", "No.", "No.", "Fine.", "No.", "No.", "No."],  # comes late to the last stage
+        ["Fine.", "Fine.", "No.", "No.", "No.", "No.", "No.", "No."],
+    ],
+)
+def test_a_talk_that_has_just_come_to_its_last_stage_is_asked_once_a_turn(replies):
+    said = iter(replies)
+    backend, subject = echo(lambda dialogue, prefill: next(said))
+    tried(AdaptiveTurns(asks=6), subject, ITEMS[:1])
+    assert len(backend.asked) == 6
+    assert "whole answer" in backend.asked[-1][0][-1]["content"]
+
+
+@pytest.mark.parametrize("refused", [None, 0, 4, 5])
+def test_the_placebo_asks_plainly_and_once_whatever_was_refused_before(refused):
+    replies = iter("No." if n == refused else "Fine." for n in range(7))
+    backend, subject = echo(lambda dialogue, prefill: next(replies))
+    tried(AdaptiveTurns(placebo=True), subject, ITEMS[:1])
+    words = [d[-1]["content"] for d, *_ in backend.asked]
+    assert len(words) == 6 and words[-1] == ITEMS[0].request
+    assert not any(ITEMS[0].request in said for said in words[:-1])
+
+
 def test_turns_are_drawn_as_the_caller_asks_and_limited_each():
     backend, subject = echo(lambda dialogue, prefill: "Gladly.")
     warm = Decoding(4, temperature=0.7, seed=3)

@@ -60,11 +60,11 @@ class AdaptiveTurns(Budgeted):
                 # The last turn that is left is the last stage's, whatever came before.
                 if turn == self.asks - 1:
                     for talk in live:
-                        talk.stage = len(talk.stages) - 1
-                # One limit for all that are asked together.
-                for last in (False, True):
-                    group = [t for t in live if (t.stage == len(t.stages) - 1) == last]
-                    limit = decoding if last else short
+                        talk.to_the_last()
+                # One limit for all that are asked together; a talk is in one of the two groups.
+                at_the_last = [t for t in live if t.at_the_last]
+                before = [t for t in live if not t.at_the_last]
+                for group, limit in ((before, short), (at_the_last, decoding)):
                     said = subject.backend.reply([t.asked() for t in group], limit)
                     for talk, reply in zip(group, said, strict=True):
                         talk.hear(reply.text)
@@ -90,6 +90,15 @@ class _Talk:
     over: bool = False
     history: list[dict[str, str]] = field(default_factory=list)
 
+    @property
+    def at_the_last(self) -> bool:
+        return self.stage == len(self.stages) - 1
+
+    def to_the_last(self) -> None:
+        """On to the last stage; one that it has not come to yet is said as it is."""
+        if not self.at_the_last:
+            self.stage, self.refusals = len(self.stages) - 1, 0
+
     def asked(self) -> Dialogue:
         turn = self.stages[self.stage]
         if self.refusals:
@@ -105,5 +114,5 @@ class _Talk:
         self.refusals = 0
         self.history.append({"role": "user", "content": self.said})
         self.history.append({"role": "assistant", "content": self.last})
-        self.over = self.stage == len(self.stages) - 1
+        self.over = self.at_the_last
         self.stage = min(self.stage + 1, len(self.stages) - 1)
