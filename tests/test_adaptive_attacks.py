@@ -578,7 +578,16 @@ def test_the_budget_of_turns_is_kept_and_ends_with_the_last_stage():
 @pytest.mark.parametrize(
     "replies",
     [
-        ["Fine.", "No.", "No.", "No.", "Fine.", "No.", "No.", "No."],  # comes late to the last stage
+        [
+            "Fine.",
+            "No.",
+            "No.",
+            "No.",
+            "Fine.",
+            "No.",
+            "No.",
+            "No.",
+        ],  # comes late to the last stage
         ["Fine.", "Fine.", "No.", "No.", "No.", "No.", "No.", "No."],
     ],
 )

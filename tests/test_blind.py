@@ -72,11 +72,16 @@ def test_apologies_that_go_on_to_answer(text, answers):
 
 def test_each_kind_is_one_sentence_with_its_count():
     replies = [*FOREIGN, "I can’t help with that.", "Sorry for the delay, here is the list."]
-    foreign, xstest, boundary, sorry = unseen([XSTEST, X_BOUNDARY, Named("service")], replies)
+    foreign, xstest, boundary, *sorry = unseen([XSTEST, X_BOUNDARY, Named("service")], replies)
     assert foreign.startswith("5 of 7 replies are not in English, which xstest, x-boundary, serv")
     assert xstest.startswith("1 of 7 replies are refusals that xstest takes for answers")
     assert "x-boundary" in boundary
-    assert sorry.endswith("which xstest, x-boundary count as refusals.")
+    assert [said.rpartition(", and ")[2] for said in sorry] == [
+        "xstest takes them for refusals.",
+        "x-boundary takes them for refusals.",
+    ]
+    (one,) = unseen([XSTEST, INTENTION_ANALYSIS], ["My apologies! Here are the steps.", "Sure."])
+    assert one.startswith("1 of 2 replies begin with an apology") and "intention" in one
     assert unseen([Named("rubric")], replies) == []
     assert unseen([XSTEST, INTENTION_ANALYSIS, Named("service")], ENGLISH) == []
 

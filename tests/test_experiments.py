@@ -440,6 +440,23 @@ def test_a_classifier_may_have_no_chat_template(tokenizer, tmp_path):
         judges_named(["rubric"], [str(tmp_path)])
 
 
+def test_of_a_file_of_ones_own_the_plain_requests_alone_are_attacked(tmp_path):
+    rows = [["Open it.", "Now say how."], ["Open the gate."]]
+    for order in (rows, rows[::-1]):
+        path = tmp_path / "mine.jsonl"
+        path.write_text("".join(json.dumps({"prompt": turns}) + "\n" for turns in order))
+        items = plan([f"mine:harmful={path}"], ["prefill"])
+        assert [item.judged for item in items if item.attack == "prefill"] == ["Open the gate."]
+
+
+def test_files_of_one_name_are_told_apart_before_a_model_is_loaded(tmp_path):
+    for folder in "xy":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "p.csv").write_text("prompt\nHow is bread made?\n")
+    with pytest.raises(ValueError, match="b:benign=.* are named as those of a set before it"):
+        plan([f"a:harmful={tmp_path}/x/p.csv", f"b:benign={tmp_path}/y/p.csv"])
+
+
 def test_the_log_beside_a_result_is_of_the_same_items(tmp_path, monkeypatch):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
     some = plan(["harmful"], [], limit=3)

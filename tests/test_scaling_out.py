@@ -164,6 +164,43 @@ def test_replies_of_all_processes_are_where_the_evaluation_looks(tmp_path, monke
     assert len(store.read_text().splitlines()) == 1 + len(items)
 
 
+@pytest.mark.parametrize("then", [1, 3])
+def test_what_was_asked_before_a_stop_is_kept_whatever_the_number_of_processes(
+    tmp_path, monkeypatch, then
+):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path))
+    monkeypatch.setattr(shares, "processes", lambda: 2)
+    asked = []
+
+    class Backend:
+        def reply(self, dialogues, decoding, prefill=""):
+            asked.extend(dialogues)
+            return [Reply("So.", 3, 2, True) for _ in dialogues]
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    def process(rank, wait):
+        state = SimpleNamespace(process_index=rank, wait_for_everyone=wait)
+        monkeypatch.setattr(shares, "PartialState", lambda: state)
+        return shares.ask_shared(*how, subject={"model": "a"})
+
+    items = plan(["harmful", "benign"], [], limit=None)
+    how = (Backend(), items, Decoding(3))
+    waits = iter([lambda: None, stopped])
+    with pytest.raises(KeyboardInterrupt):  # between its own share and the others'
+        process(1, lambda: next(waits)())
+    by_one = len(asked)
+    assert 0 < by_one < len(items)
+    monkeypatch.setattr(shares, "processes", lambda: then)
+    for rank in (0, *reversed(range(1, then))):
+        process(rank, lambda: None)
+    ask(*how, subject={"model": "a"})
+    assert len(asked) == len(items)
+    if then == 1:
+        assert len(list((tmp_path / "replies").glob("*.jsonl"))) == 1
+
+
 def test_who_is_done_waits_for_hours(monkeypatch):
     joined = []
     monkeypatch.setattr(shares, "PartialState", lambda **how: joined.append(how))

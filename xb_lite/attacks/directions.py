@@ -147,6 +147,12 @@ class Subtraction(Budgeted):
     def _changes(self) -> dict[str, Float[Tensor, "out in"]]:
         draw = torch.Generator().manual_seed(self.seed)
         adapter = read_adapter(self.guess)
+        of = adapter.config
+        if of.use_rslora or of.rank_pattern or of.alpha_pattern:
+            raise ValueError(
+                f"{self.guess} scales its matrices one by one or by the root of the rank: guess an "
+                "adapter with one lora_alpha over r."
+            )
         scale = adapter.config.lora_alpha / adapter.config.r
         found = {}
         for name, (a, b) in adapter.places.items():

@@ -198,8 +198,8 @@ def plan(
         as_published: of public sets, as in ``load_items``.
 
     Raises:
-        ValueError: a set or an attack is not there, or the limit is below 1; a BenchmarkError is a
-            ValueError.
+        ValueError: a set or an attack is not there, two sets have items of one name, or the limit
+            is below 1; a BenchmarkError is a ValueError.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"the limit is {limit}; it must be at least 1.")
@@ -211,10 +211,15 @@ def plan(
         name, _, kind = set_.partition(":")
         given = {"path": path or None, "kind": kind or None, "edition": edition}
         plain = spread(load_items(name, split, as_published=as_published, **given), limit)
+        if same := {item.id for item in items} & {item.id for item in plain}:
+            raise ValueError(
+                f"items of {entry} are named as those of a set before it ({min(same)}): give its "
+                "file another name."
+            )
         items += plain
-        if plain[0].kind == "harmful" and plain[0].attack == "direct":
-            for attack in attacks:
-                items += attacked(plain, attack, load_wrappers(split, edition))
+        direct = [item for item in plain if item.kind == "harmful" and item.attack == "direct"]
+        for attack in attacks if direct else ():
+            items += attacked(direct, attack, load_wrappers(split, edition))
     return items
 
 

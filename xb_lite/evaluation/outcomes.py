@@ -169,8 +169,8 @@ def _check_alone(log: Log, items: Sequence[Item]) -> None:
     """Outcomes that took hours must not go because a later run asked for less."""
     if others := len(log.rows.keys() - {item.id for item in items}):
         raise LogError(
-            f"{log.path} has {others} items more than are asked now: ask them as well, give another"
-            " folder, or begin anew with --no-resume."
+            f"{log.path} has {others} items more than are asked now: ask as before (another --limit"
+            " asks other items), give another folder, or begin anew with --no-resume."
         )
 
 

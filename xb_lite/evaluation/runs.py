@@ -77,10 +77,10 @@ def evaluate_subject(
     """Evaluate a subject on all items and write ``<folder>/<subject>/<defense>.json``.
 
     The log lies beside it (``.jsonl``), of the same items. A run that was stopped goes on where it
-    was; one of more items adds to it, one of fewer is refused. A finished result of the same
-    setting on the same items is left as it is. ``seconds`` are of all attempts: asking, judging,
-    and what is measured after them. Of several processes each asks its share, and the first does
-    the rest; the log is as that of one.
+    was; one of more items adds to it, one without some of them is refused. A finished result of the
+    same setting on the same items is left as it is. ``seconds`` are of all attempts: asking,
+    judging, and what is measured after them. Of several processes each asks its share, and the
+    first does the rest; the log is as that of one.
 
     Args:
         items: from ``plan``.

@@ -84,9 +84,10 @@ def unseen(judges: Sequence[Judge], responses: Sequence[str]) -> list[str]:
                 "their apostrophe is curly or something stands before them."
             )
     sorry = [text for text in responses if answers_after_apology(text)]
-    if blamed := [judge.name for judge in lists if any(map(judge.refuses, sorry))]:
-        said.append(
-            f"{len(sorry)} of {n} replies begin with an apology and go on to answer, which "
-            f"{', '.join(blamed)} count as refusals."
-        )
+    for judge in lists:
+        if blamed := sum(map(judge.refuses, sorry)):
+            said.append(
+                f"{blamed} of {n} replies begin with an apology and go on to answer, and "
+                f"{judge.name} takes them for refusals."
+            )
     return said

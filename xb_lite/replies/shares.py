@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 from accelerate import PartialState
 
@@ -15,7 +17,7 @@ from xb_lite.data.items import Item
 from xb_lite.files import digest
 from xb_lite.replies.cache import ask_into, batches, reply_store, run_of
 from xb_lite.replies.types import Backend, Decoding
-from xb_lite.results.logs import Log
+from xb_lite.results.logs import Log, LogError
 
 # Shares take hours and are uneven; the default of 10 minutes (NCCL) or 30 (gloo) ends who waits.
 LONGEST_WAIT = timedelta(days=2)
@@ -36,7 +38,8 @@ def join_processes(cpu: bool) -> None:
 def ask_shared(
     backend: Backend, items: Sequence[Item], decoding: Decoding, *, subject: dict[str, str]
 ) -> bool:
-    """Ask this process's share of the batches, and put all shares into the one cache of replies.
+    """Ask this process's share of the batches, and put all shares into the one cache of replies,
+    with what several processes of an earlier call had asked when they were stopped.
 
     Returns:
         Whether this process is to go on: the first of several, or the only one. Nothing is asked
@@ -45,14 +48,18 @@ def ask_shared(
     Raises:
         LogError: the cache cannot be used. And what asking raises.
     """
-    if processes() == 1:
-        return True
-    state = PartialState()
     run = run_of(subject, decoding)
     store = reply_store(run)
+    if processes() == 1:
+        _take_in(run)
+        return True
+    state = PartialState()
     asked = digest([item.id for item in items])[:8]
     parts = [store.with_name(f"{store.stem}.{asked}.{n}.jsonl") for n in range(processes())]
     rank = state.process_index
+    if rank == 0:
+        _take_in(run, but=parts)
+    state.wait_for_everyone()
     with Log(store, run, wait=True) as said:
         there = dict(said.rows)
     shares = list(batches(items))
@@ -66,7 +73,16 @@ def ask_shared(
     return rank == 0
 
 
-def _merge(parts: list, shares: list[list[Item]], run: dict[str, object]) -> None:
+def _take_in(run: dict[str, object], but: Sequence[Path] = ()) -> None:
+    """Shares of other numbers of processes, or of other items, unless somebody is writing there."""
+    store = reply_store(run)
+    for part in sorted({*store.parent.glob(f"{store.stem}.*.jsonl")} - {*but}):
+        with suppress(LogError), Log(part, run) as left, Log(store, run, wait=True) as said:
+            said.append([row for name, row in left.rows.items() if name not in said.rows])
+            _remove(part)
+
+
+def _merge(parts: list[Path], shares: list[list[Item]], run: dict[str, object]) -> None:
     """In the order in which one process would have asked."""
     found: dict[str, dict] = {}
     for part in parts:
@@ -77,5 +93,9 @@ def _merge(parts: list, shares: list[list[Item]], run: dict[str, object]) -> Non
             new = [i.id for i in batch if i.id in found and i.id not in said.rows]
             said.append([found[name] for name in new])
     for part in parts:
-        part.unlink(missing_ok=True)
-        part.with_name(f"{part.name}.lock").unlink(missing_ok=True)
+        _remove(part)
+
+
+def _remove(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    part.with_name(f"{part.name}.lock").unlink(missing_ok=True)
