@@ -3,6 +3,7 @@ was, keeps no text, and has a placebo that spends the same."""
 
 import json
 import random
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -490,6 +491,18 @@ def test_a_guess_of_the_right_adapter_undoes_it(subject, guess):
             base = tiny_model(subject.tokenizer, num_hidden_layers=4).state_dict()
             assert all(torch.allclose(found[n], v, atol=1e-5) for n, v in base.items())
         assert not all(torch.equal(base[n], v) for n, v in defended.items())
+
+
+@pytest.mark.parametrize(
+    "field", [{"use_rslora": True}, {"rank_pattern": {"q_proj": 4}}, {"alpha_pattern": {"up": 2}}]
+)
+def test_a_guess_that_is_scaled_in_another_way_is_refused(subject, guess, tmp_path, field):
+    other = tmp_path / "other"
+    shutil.copytree(guess, other)
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps({**config, **field}))
+    with pytest.raises(ValueError, match="one lora_alpha over r"):
+        Subtraction(guess=other)._changes()
 
 
 @pytest.mark.parametrize(
