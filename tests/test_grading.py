@@ -56,7 +56,8 @@ def graded(folder: Path, *cells: str, seconds=20, memory=2048):
     scratch.mkdir()
     exercises = exercises_of(path)
     job = job_of(path, exercises, str(scratch), seconds, memory)
-    (one,) = [worker.graded(asdict(exercise), job) for exercise in exercises]
+    with open(os.devnull, "w") as answers:
+        (one,) = [worker.graded(asdict(exercise), job, answers) for exercise in exercises]
     return SimpleNamespace(**one)
 
 
@@ -117,6 +118,8 @@ HOSTILE = [
     ("from pathlib import Path; Path('HOME/new').write_text('x')", "writes HOME/new"),
     ("import os; os.remove(b'HOME/.ssh/id')", "writes HOME/.ssh/id"),
     ("import shutil; shutil.rmtree('HOME')", "reads HOME"),
+    ("import io, pathlib; io.FileIO(pathlib.Path('HOME/.ssh/id')).read()", "a path that is not"),
+    ("import io, pathlib; io.FileIO(pathlib.Path('HOME/new'), 'w')", "a path that is not text"),
     ("import os; os.symlink('HOME', 'link')", "makes a link"),
     ("import os; os.makedirs('a'); os.chdir('a')", "leaves its folder"),
     ("import os; os.open('HOME/..', 0)", "reads "),
@@ -263,7 +266,7 @@ def test_only_what_a_check_needs_is_run(tmp_path):
     assert components.source == "scale = 2\nnumbers = []\nnumbers.append(scale)"
     assert components.arguments == "(numbers,)"
     assert "is not Python" in mean.fault
-    assert worker.graded(asdict(mean), {}) == {"status": "wrong", "why": mean.fault}
+    assert worker.graded(asdict(mean), {}, None) == {"status": "wrong", "why": mean.fault}
 
 
 @pytest.mark.parametrize(
@@ -278,13 +281,58 @@ def test_a_file_without_exercises_is_refused(tmp_path, text, why, capsys):
     assert why in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/0[0-4]*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/0*.ipynb")), ids=lambda p: p.stem)
 def test_a_chapter_as_it_is_published_has_all_its_checks_and_needs_no_model(path):
     found = exercises_of(path)
     chapters = {exercise.chapter for exercise in found}
     asked = {(exercise.chapter, exercise.name) for exercise in found}
     assert {(c, name) for c in chapters for name in worker.offered(c)} <= asked
     assert not any("load_model" in exercise.source for exercise in found)
+
+
+@pytest.mark.parametrize("walls", [True, False])
+def test_what_a_submission_writes_is_neither_imported_by_the_grading_nor_its_answer(
+    tmp_path, monkeypatch, walls
+):
+    """A module in the working folder, and lines on what may be the grading's own pipe."""
+    if not walls:
+        monkeypatch.setattr(report, "_walls", lambda: ())
+    stolen = "raise SystemExit(1)"
+    line = '{"status": "good", "why": ""}'
+    path = submission(
+        tmp_path,
+        f"open('peft.py', 'w').write({stolen!r})\ncheck.components(1)",
+        "import os\nfor place in range(3, 30):\n    for said in ("
+        f"{line!r}, '5', '[]'):\n        try: os.write(place, (said + '\\n').encode())\n"
+        "        except OSError: pass\ncheck.mean_state(1)",
+        "import peft\ncheck.last_prompt_token(1)",
+        "import socket; socket.socket()\ncheck.without_direction(1)",
+    )
+    found = {one.name: one.status for one in grade(path)}
+    assert found["components"] == found["last_prompt_token"] == found["mean_state"] == "wrong"
+    assert found["without_direction"] == "hostile"
+
+
+@pytest.mark.parametrize("said", ["5", "[]", "[5, 'x']", "[[], 'x']", '["x", "y"]', "[" * 9999])
+def test_an_answer_of_another_form_is_none(said):
+    assert worker._outcome(said, True, 0, 5)["why"] == "It ends the process without an answer."
+
+
+@pytest.mark.parametrize("magic", ["%%time", "%%capture out", " %%time"])
+def test_a_cell_that_is_timed_or_captured_is_graded(tmp_path, magic):
+    path = submission(tmp_path, MEAN, f"{magic}\n{CHECK}")
+    (one,) = exercises_of(path)
+    assert one.name == "mean_state" and not one.fault
+    assert not exercises_of(submission(tmp_path, f"%%bash\n{CHECK}"))
+
+
+def test_an_expression_that_nests_too_deeply_costs_no_other_file_its_verdict(tmp_path, capsys):
+    deep = submission(tmp_path, f"x = {'+'.join('1' * 900)}\ncheck.components(x)", name="a.ipynb")
+    fine = submission(tmp_path, MEAN, CHECK, name="b.ipynb")
+    assert main(["grade", str(deep), str(fine)]) == 1
+    said = capsys.readouterr()
+    assert "nests too deeply" in said.err and "a.ipynb" in said.err
+    assert re.search("^good +mean_state", said.out, re.M)
 
 
 def test_names_of_a_function_of_its_own_bring_no_other_cell_along(tmp_path):
@@ -394,9 +442,9 @@ def test_the_solutions_of_a_chapter_are_graded_without_a_model(tmp_path, chapter
     found = exercises_of(path)
     assert not any("load_model" in one.source for one in found)
     job = job_of(path, found, str(tmp_path / "scratch"), 20, 2048)
-    assert {one.name: worker.graded(asdict(one), job)["status"] for one in found} == {
-        one.name: "good" for one in found
-    }
+    with open(os.devnull, "w") as answers:
+        said = {one.name: worker.graded(asdict(one), job, answers)["status"] for one in found}
+    assert said == {one.name: "good" for one in found}
 
 
 def test_one_file_that_cannot_be_read_costs_no_other_its_verdict(tmp_path, capsys):

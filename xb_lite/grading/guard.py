@@ -152,6 +152,8 @@ def _hook(channel, scratch, readable, denied):
     def hook(event, arguments):
         if event == "open":
             path, mode, flags = arguments
+            if not is_a(path, (text, raw, whole)):  # it may say another path each time it is asked
+                stop("opens a path that is not text")
             writing = is_a(flags, whole) and flags & changing
             writing = writing or (is_a(mode, text) and ("w" in mode or "a" in mode or "+" in mode))
             (write if writing else read)(path)

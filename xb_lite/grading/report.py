@@ -148,7 +148,8 @@ def _ask(job: dict, longest: int) -> list:
     if "site-packages" not in PACKAGE.parts:
         environment["PYTHONPATH"] = str(PACKAGE.parent)
     worker = subprocess.Popen(
-        [*_walls(), sys.executable, "-m", "xb_lite.grading.worker"],
+        # -P: no module is taken from the working folder, into which submissions write.
+        [*_walls(), sys.executable, "-P", "-m", "xb_lite.grading.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

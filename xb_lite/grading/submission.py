@@ -43,8 +43,15 @@ def exercises_of(path: str | Path) -> list[Exercise]:
     """The exercises of a notebook, in the order of the page; the last check of each counts.
 
     Raises:
-        ValueError: the file is no notebook, or checks no exercise of the book.
+        ValueError: the file is no notebook, checks no exercise of the book, or nests too deeply.
     """
+    try:
+        return _exercises(path)
+    except RecursionError as error:
+        raise ValueError(f"{path} has an expression that nests too deeply to be read.") from error
+
+
+def _exercises(path: str | Path) -> list[Exercise]:
     cells = _code_cells(Path(path))
     parsed: list[tuple[int, list[ast.stmt]]] = []
     broken: list[tuple[int, str, str]] = []
@@ -95,9 +102,11 @@ def _parsed(source: str) -> list[ast.stmt]:
     Such a line is known by Python's error: elsewhere ``%`` is a remainder, and a string may have a
     line that begins with ``!``.
     """
-    if source.lstrip().startswith("%%"):
-        return []
-    lines = re.split(r"\r\n?|\n", source)
+    lines = re.split(r"\r\n?|\n", source.lstrip())
+    if lines[0].startswith("%%"):
+        if not re.match(r"%%(time|capture)\b", lines[0]):  # these two run the rest as it is
+            return []
+        lines[0] = ""
     while True:
         try:
             return ast.parse("\n".join(lines)).body

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from types import FunctionType
+from typing import IO
 
 from xb_lite.grading.guard import guard, limit
 from xb_lite.grading.walls import enclose
@@ -40,7 +41,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # what a library prints is no answer
     for exercise in job["exercises"]:
-        print(json.dumps(graded(exercise, job)), file=answers, flush=True)
+        print(json.dumps(graded(exercise, job, answers)), file=answers, flush=True)
     asked = {(exercise["chapter"], exercise["name"]) for exercise in job["exercises"]}
     missing = [
         {"chapter": chapter, "name": name}
@@ -52,23 +53,24 @@ def main() -> None:
 
 
 def offered(chapter: str) -> list[str]:
-    """The checks of a chapter: its public functions that return a verdict."""
+    """The checks of a chapter: its public functions that return a verdict, wherever they lie."""
     try:
-        found = vars(importlib.import_module(f"xb_lite.exercises.{chapter}"))
+        room = importlib.import_module(f"xb_lite.exercises.{chapter}")
     except ImportError:
         return []
     return [
         name
-        for name, value in found.items()
+        for name, value in vars(room).items()
         if isinstance(value, FunctionType)
         and not name.startswith("_")
-        and value.__module__ == f"xb_lite.exercises.{chapter}"
+        and (value.__module__ == room.__name__ or name in getattr(room, "__all__", ()))
         and value.__annotations__.get("return") == "Verdict"
     ]
 
 
-def graded(exercise: dict, job: dict) -> dict:
-    """Status and reason of one exercise, from a fork of this process."""
+def graded(exercise: dict, job: dict, answers: IO[str]) -> dict:
+    """Status and reason of one exercise, from a fork of this process; ``answers`` is what the fork
+    must not write to."""
     if exercise["fault"]:
         return {"status": "wrong", "why": exercise["fault"]}
     if exercise["name"] not in offered(exercise["chapter"]):
@@ -79,6 +81,7 @@ def graded(exercise: dict, job: dict) -> dict:
     child = os.fork()
     if child == 0:
         os.close(reading)
+        os.close(answers.fileno())
         os.setsid()
         _run(check, exercise, job, writing)
     os.close(writing)
@@ -178,11 +181,17 @@ def _outcome(said: str, in_time: bool, status: int, seconds: int) -> dict:
         return {"status": "endless", "why": f"no answer within {seconds} s"}
     if by_signal == signal.SIGXFSZ:
         return {"status": "wrong", "why": "It writes a very large file."}
+    match _json(said):
+        case [(True | False | None) as right, str(why)]:
+            return {"status": {True: "good", False: "wrong", None: "open"}[right], "why": why}
+    return {"status": "wrong", "why": "It ends the process without an answer."}
+
+
+def _json(said: str) -> object:
     try:
-        right, why = json.loads(said)
-    except ValueError:
-        return {"status": "wrong", "why": "It ends the process without an answer."}
-    return {"status": {True: "good", False: "wrong", None: "open"}[right], "why": str(why)}
+        return json.loads(said)
+    except (ValueError, RecursionError):
+        return None
 
 
 if __name__ == "__main__":
