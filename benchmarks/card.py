@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import mkdtemp
@@ -62,9 +63,10 @@ def main() -> None:
         prefilled_share=0.0,
         multi_turn_share=0.0,
     )
-    shape = shape_of(recipe.model)
+    asked, shape = recipe.model, shape_of(recipe.model)
     folder = Path(mkdtemp())
-    name = random_model(shape, folder / "random") if args.random else recipe.model
+    name = random_model(shape, folder / "random") if args.random else asked
+    recipe = replace(recipe, model=str(name))  # of which the adapter says that it is
     precision = precision_of(name)
     model, tokenizer = load_model(name, precision)
     rows, memory = trained(recipe, model, tokenizer, precision, folder / "adapter")
@@ -79,7 +81,7 @@ def main() -> None:
     write_result(
         Path(args.results) / f"card-{Path(args.recipe).stem}.json",
         {
-            "model": {"name": recipe.model, "digest": "random" if args.random else subject.digest},
+            "model": {"name": asked, "digest": "random" if args.random else subject.digest},
             "adapter": None,
             "data": {"set": "passages", "split": "train", "digest": "long"},
             "setting": None,

@@ -253,6 +253,11 @@ def test_what_cannot_be_scaled(trained, copy, tmp_path):
             scale_adapter(trained[0], strength, tmp_path / "new")
     with pytest.raises(ValueError, match="name another folder"):
         scale_adapter(trained[0], 0.5, trained[0])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("A page of mine.")
+    with pytest.raises(ValueError, match="has a README.md of its own: name another folder"):
+        scale_adapter(trained[0], 0.5, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["README.md"]
     with pytest.raises(ValueError, match="holds another adapter: name another folder"):
         scale_adapter(trained[0], 0.5, copy)
     (copy / "run.json").unlink()

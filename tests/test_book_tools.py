@@ -240,6 +240,12 @@ def test_a_run_is_recorded_and_then_skipped(tree, capsys):
     (tree / "xb_lite" / "a.py").write_text("A = 2\n")
     assert execute.main(["--into", "_build/executed"], root=tree) == 0
     assert (tree / "_build" / "executed" / path.name).exists()
+    for name in ("results", "artifacts"):  # a page reads them
+        (tree / name).mkdir(exist_ok=True)
+        (tree / name / "made.json").write_text("{}")
+        capsys.readouterr()
+        assert execute.main(["--into", "_build/executed"], root=tree) == 0
+        assert "running" in capsys.readouterr().out
     assert path.read_bytes() == before
 
 

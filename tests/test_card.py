@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
-def test_training_evaluation_and_step_benchmark(tokenizer, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("random", [[], ["--random"]])
+def test_training_evaluation_and_step_benchmark(tokenizer, tmp_path, monkeypatch, capsys, random):
     import card
 
     model = tmp_path / "Tiny-Qwen2.5"
@@ -32,7 +33,7 @@ def test_training_evaluation_and_step_benchmark(tokenizer, tmp_path, monkeypatch
     monkeypatch.setattr(runs, "capability_rows", lambda *_: [])
     monkeypatch.setattr(runs, "judges", lambda: judges_named(["words"]))
     words = f"--recipe {own} --steps 3 --repeats 2 --limit 1 --results {tmp_path / 'results'}"
-    monkeypatch.setattr(sys, "argv", ["card.py", *words.split()])
+    monkeypatch.setattr(sys, "argv", ["card.py", *words.split(), *random])
     card.main()
     said = capsys.readouterr().out
     assert "evaluated: adapter.json" in said and "the plain loop takes" in said

@@ -219,6 +219,10 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr("xb_lite.data.items.plan", stop)
     assert __main__.main(["evaluate"]) == 130
     assert "goes on from here" in capsys.readouterr().err
+    monkeypatch.setattr("xb_lite.grading.command.grade", stop)
+    for command in (["evaluate", "--no-resume"], ["grade", "a.ipynb"]):
+        assert __main__.main(command) == 130
+        assert "the same command begins anew" in capsys.readouterr().err
 
 
 def test_the_whole_command_on_the_default_model(tmp_path, monkeypatch, capsys):

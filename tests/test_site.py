@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import re
+import subprocess
 import sys
 import zipfile
 from html import unescape
@@ -147,6 +148,20 @@ def app_of(folder):
     options = {"repository_url": "https://github.com/o/r", "repository_branch": "main"}
     config = SimpleNamespace(html_theme_options=options, html_baseurl=BASE, html_title="Book")
     return SimpleNamespace(srcdir=str(folder), config=config)
+
+
+def test_a_page_that_was_changed_since_names_no_revision(tmp_path):
+    """Also the first of the files that git lists, and one that is not committed yet."""
+    places = ["book/a.md", "book/b.md", "notebooks/c.ipynb"]
+    for place in places:
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("as it was")
+    who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "all"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    assert site_files.revisions(tmp_path, places).keys() == set(places)
+    (tmp_path / "book/a.md").write_text("another")
+    assert site_files.revisions(tmp_path, places).keys() == {"book/b.md", "notebooks/c.ipynb"}
 
 
 def test_a_page_says_when_where_and_from_which_revision_its_outputs_are(tmp_path):

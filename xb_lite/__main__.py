@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        anew = getattr(args, "begins_anew", False) or not getattr(args, "resume", True)
+        goes_on = "begins anew" if anew else "goes on from here"
+        print(f"stopped; the same command {goes_on}", file=sys.stderr)
         return 130
     return 0
 
@@ -103,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         "model", nargs="?", default=DEFAULT, choices=sorted(SPECS), help=f"default: {DEFAULT}"
     )
     fetch.add_argument("--gguf", action="store_true", help="the 4-bit file itself, for llama.cpp")
-    fetch.set_defaults(run=_fetch)
+    fetch.set_defaults(run=_fetch, begins_anew=True)
     add_estimate(commands)
     add_train(commands)
     several = {"action": "extend", "nargs": "+"}  # once with many, or many times

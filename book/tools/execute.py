@@ -113,10 +113,11 @@ def versions():
 
 
 def package_parts(root):
-    """Names and contents of the package's files and of the pins."""
-    files = [path for path in sorted((root / "xb_lite").rglob("*")) if path.is_file()]
-    for path in [*files, root / "constraints.txt"]:
-        if "__pycache__" not in path.parts and path.exists():
+    """Names and contents of the files that notebooks read: the package, the pins, results and
+    adapters."""
+    trees = [sorted((root / name).rglob("*")) for name in ("xb_lite", "results", "artifacts")]
+    for path in [*sum(trees, []), root / "constraints.txt"]:
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".lock":
             yield path.relative_to(root).as_posix()
             yield path.read_bytes()
 

@@ -90,7 +90,8 @@ def base(root=ROOT):
 def git(root, *command):
     """What git says in ``root``; nothing where it is missing, or this is no repository."""
     done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else ""
+    # Not the blanks before: in a status they are the first of two columns.
+    return done.stdout.strip("\n") if done.returncode == 0 else ""
 
 
 def revisions(root, places):

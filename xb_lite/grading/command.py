@@ -36,7 +36,7 @@ def add_grade(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--csv", type=Path, metavar="FILE.csv", help="a table as well, with a line an exercise"
     )
-    parser.set_defaults(run=_grade)
+    parser.set_defaults(run=_grade, begins_anew=True)
 
 
 def _grade(args: argparse.Namespace) -> None:

@@ -88,7 +88,7 @@ def scale_adapter(
         AdapterError: there is no adapter of this book in the folder, or it is damaged; or ``into``
             cannot be written to.
         ValueError: the strength is not a number of at least 0 or takes weights out of fp16's range,
-            both folders are one, or ``into`` holds another adapter.
+            both folders are one, or ``into`` holds another adapter or a card of something else.
     """
     if not 0 <= strength < math.inf:
         raise ValueError(f"the strength is {strength}; it must be a number of at least 0.")
@@ -114,6 +114,8 @@ def scale_adapter(
     run = {**run, "strength": strength * run.get("strength", 1.0)}
     if (there := read_run(into)) is not None and there["run"] != run:
         raise ValueError(f"{into} holds another adapter: name another folder, or delete it first.")
+    if (into / CARD).exists() and not (into / WEIGHTS).exists():  # which is written before the card
+        raise ValueError(f"{into} has a {CARD} of its own: name another folder.")
     _write(into, scaled, adapter.config, {**ended, "run": run})
     return into
 
