@@ -67,7 +67,7 @@ def test_a_page_says_what_is_there(page, results, monkeypatch, capsys):
     if share == "nothing":
         assert said.count("been tested") >= 2 and "xb-tradeoff" not in html
     if share == "part":
-        assert "not run" in html and "XB as coded minus CB" in html and "one seed" in html
+        assert "not run" in html and "XB as coded<br>minus CB" in html and "one seed" in html
     if share == "whole":
         assert "not run" not in html and "not at equal success" in html
         assert ("xb-tradeoff" in html) == ("05" in page)

@@ -224,10 +224,11 @@ def difference_table(
 
 def _difference(one: str, other: str, found: Comparison | None) -> list[str]:
     """The cells under ``DIFFERENCE``."""
+    name = f"{one}\nminus {other}"  # on one line it pushes the verdict off the page
     if found is None:
-        return [f"{one} minus {other}", "0", NOT_RUN, NOT_RUN]
+        return [name, "0", NOT_RUN, NOT_RUN]
     seeds = points(found.over_seeds) if len(found.seeds) > 1 else "one seed"
-    return [f"{one} minus {other}", str(len(found.seeds)), seeds, points(found.at_95)]
+    return [name, str(len(found.seeds)), seeds, points(found.at_95)]
 
 
 def progress_table(
