@@ -138,7 +138,9 @@ def test_differences_of_an_outcome_have_no_verdict(whole, part):
     assert len(heads) == 4 and [len(row) for row in rows] == [4] * 5
     (row,) = difference_table(whole, [("XB as described", "CB")], SUCCESS)[1]
     gap = compare(whole, "XB as described", "CB", name=SUCCESS).over_seeds.value
-    assert row[:2] == ["XB as described\nminus CB", "3"] and row[2].startswith(f"{100 * gap:+.1f} [")
+    assert row[:2] == ["XB as described\nminus CB", "3"] and row[2].startswith(
+        f"{100 * gap:+.1f} ["
+    )
     (row, other) = difference_table(part, [("CB", UNDEFENDED), ("CB + data", "CB")], PRIMARY)[1]
     assert row[1:3] == ["1", "one seed"] and other[1:] == ["0", NOT_RUN, NOT_RUN]
 

@@ -137,21 +137,26 @@ def without_times(path):
     return [{k: v for k, v in row.items() if k not in ("seconds", "judging")} for row in rows]
 
 
+class Counting:
+    """Says one thing, and keeps what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def reply(self, dialogues, decoding, prefill=""):
+        self.asked.extend(dialogues)
+        return [Reply("So.", 3, 2, True) for _ in dialogues]
+
+    def play(self, scripts, decoding):
+        return [self.reply(script, decoding) for script in scripts]
+
+
 def test_replies_of_all_processes_are_where_the_evaluation_looks(tmp_path, monkeypatch):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path))
     monkeypatch.setattr(shares, "processes", lambda: 2)
-    asked = []
-
-    class Backend:
-        def reply(self, dialogues, decoding, prefill=""):
-            asked.extend(dialogues)
-            return [Reply("So.", 3, 2, True) for _ in dialogues]
-
-        def play(self, scripts, decoding):
-            return [self.reply(script, decoding) for script in scripts]
-
     items, subject = plan(["harmful", "benign", "multi-turn"], limit=4), {"model": "a"}
-    how = (Backend(), items, Decoding(3))
+    backend = Counting()
+    asked, how = backend.asked, (backend, items, Decoding(3))
     for rank in (1, 0):
         state = SimpleNamespace(process_index=rank, wait_for_everyone=lambda: None)
         monkeypatch.setattr(shares, "PartialState", lambda state=state: state)
@@ -170,12 +175,6 @@ def test_what_was_asked_before_a_stop_is_kept_whatever_the_number_of_processes(
 ):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path))
     monkeypatch.setattr(shares, "processes", lambda: 2)
-    asked = []
-
-    class Backend:
-        def reply(self, dialogues, decoding, prefill=""):
-            asked.extend(dialogues)
-            return [Reply("So.", 3, 2, True) for _ in dialogues]
 
     def stopped():
         raise KeyboardInterrupt
@@ -186,7 +185,8 @@ def test_what_was_asked_before_a_stop_is_kept_whatever_the_number_of_processes(
         return shares.ask_shared(*how, subject={"model": "a"})
 
     items = plan(["harmful", "benign"], [], limit=None)
-    how = (Backend(), items, Decoding(3))
+    backend = Counting()
+    asked, how = backend.asked, (backend, items, Decoding(3))
     waits = iter([lambda: None, stopped])
     with pytest.raises(KeyboardInterrupt):  # between its own share and the others'
         process(1, lambda: next(waits)())

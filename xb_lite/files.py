@@ -36,15 +36,15 @@ def write_whole(path: Path, data: str | bytes) -> None:
 
 
 @contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
-    """Alone with a folder among all processes; ``doing`` says what is waited for, e.g.
-    ``"training"``. The lock is a file beside the folder."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{folder}.lock")
+def locked(path: Path, doing: str) -> Iterator[None]:
+    """Alone with a folder or file among all processes; ``doing`` says what is waited for, e.g.
+    ``"training"``. The lock is a file beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock")
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        print(f"another process is {doing} {folder.name}; waiting for it …", flush=True)
+        print(f"another process is {doing} {path.name}; waiting for it …", flush=True)
         lock.acquire()
     try:
         yield

@@ -153,7 +153,7 @@ class Subtraction(Budgeted):
                 f"{self.guess} scales its matrices one by one or by the root of the rank: guess an "
                 "adapter with one lora_alpha over r."
             )
-        scale = adapter.config.lora_alpha / adapter.config.r
+        scale = of.lora_alpha / of.r
         found = {}
         for name, (a, b) in adapter.places.items():
             change = leading(scale * b.float() @ a.float(), self.rank)

@@ -71,18 +71,18 @@ def main() -> None:
     if args.prompt:
         subject = prompted(subject, args.prompt)
     folder = Path(args.results) / tier() / "attacks" / subject.name / subject.defense
-    # What of the two is in the budget that a result has, under its name there.
+    # What is needed besides, as it stands in the budget of a result.
     besides = {
-        "guess": ("guess", Path(args.guess).resolve().name),
-        "guard": ("detectors", ", ".join(args.guard)),
+        "guess": {"guess": Path(args.guess).resolve().name},
+        "guard": {"detectors": ", ".join(args.guard)},
     }
     left = [name for name in args.attacks if not (folder / f"{name}.json").exists()]
     for name in args.attacks:
         if name not in left:
-            told = {
-                words: said for need, (words, said) in besides.items() if need in needs_of(name)
-            }
-            _check_same(folder / f"{name}.json", items, decoding, {**settings[name], **told})
+            told = dict(settings[name])
+            for need in needs_of(name):
+                told |= besides.get(need, {})
+            _check_same(folder / f"{name}.json", items, decoding, told)
             print(f"{folder / name}.json is there already")
     judged_by = judges() if left else []
     given: dict[str, object] = {}

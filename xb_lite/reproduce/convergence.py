@@ -21,9 +21,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock
-
-from xb_lite.files import write_whole
+from xb_lite.files import locked, write_whole
 from xb_lite.models.loading import ALIGNED, ALIGNMENTS, last_name, precision_of
 from xb_lite.recipes import Recipe, as_fields
 from xb_lite.replies.subjects import Subject, local_subject
@@ -53,8 +51,7 @@ def check_same(path: Path, same: Callable[[dict], bool], other: str) -> None:
 def add_run(path: Path, run: dict) -> None:
     """Write a run beside the others; as a whole, for a line that a kill cut off would be in the way
     of all that follow."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # another process may be at other arms
+    with locked(path, "writing to"):  # another process may be at other arms
         lines = [json.dumps(each) + "\n" for each in [*read_runs(path), run]]
         write_whole(path, "".join(lines))
 
