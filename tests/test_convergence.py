@@ -193,7 +193,7 @@ def test_what_is_written_is_not_made_again(subject, dialogues, monkeypatch, tmp_
     arms = ["--arms", "separate", "none", "--seeds"]
     monkeypatch.setattr(sys, "argv", [*command, *arms, "0"])
     convergence.main()
-    (path,) = tmp_path.glob("*/convergence/runs.jsonl")
+    (path,) = tmp_path.glob("*/convergence/2-steps/runs.jsonl")
     first = path.read_text()
     monkeypatch.setattr(sys, "argv", [*command, *arms, "0", "1"])
     convergence.main()
@@ -220,14 +220,13 @@ def test_runs_on_other_data_are_not_gone_on_with(subject, monkeypatch, tmp_path)
     monkeypatch.setattr(convergence, "reference_sets", lambda *_, **__: tiny_sets())
     monkeypatch.setattr(convergence, "dialogues_of", lambda *_: {})
     monkeypatch.setattr(convergence, "attacks_of", lambda *_: unasked)
-    path = tmp_path / convergence.tier() / "convergence" / "runs.jsonl"
+    path = tmp_path / convergence.tier() / "convergence" / "1-steps" / "runs.jsonl"
     path.parent.mkdir(parents=True)
     monkeypatch.setattr(sys, "argv", ["convergence.py", "--steps", "1", "--results", str(tmp_path)])
-    fits = {"arm": "none", "seed": 0, "data": tiny_sets().digest, "layers": [9, 19], "curve": [{}]}
+    fits = {"arm": "none", "seed": 0, "data": tiny_sets().digest, "layers": [9, 19]}
     for change, said in (
         ({"data": "other"}, "on other data"),
         ({"layers": [9]}, "of other layers"),
-        ({"curve": [{}, {}]}, "of other steps"),
     ):
         path.write_text(json.dumps({**fits, **change}) + "\n")
         with pytest.raises(SystemExit, match=said):
@@ -393,5 +392,6 @@ def test_each_subject_has_its_recipe_and_folder(monkeypatch):
     recipe = base_recipe(ALIGNED_360, 120, [9, 19])
     assert recipe.model == ALIGNED_360 and recipe.lora_layers == 20 and recipe.lora_std == 0
     monkeypatch.setattr(convergence, "tier", lambda: "cpu")
-    assert convergence.folder_of("r", ALIGNED).as_posix() == "r/cpu/convergence"
-    assert convergence.folder_of("r", ALIGNED_360).name == ALIGNED_360
+    assert convergence.folder_of("r", ALIGNED, 40).as_posix() == "r/cpu/convergence"
+    assert convergence.folder_of("r", ALIGNED_360, 40).name == ALIGNED_360
+    assert convergence.folder_of("r", ALIGNED_360, 120).name == "120-steps"
