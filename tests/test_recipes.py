@@ -30,7 +30,8 @@ from xb_lite.training.run import train
 ROOT = Path(__file__).parent.parent
 EXACT = Precision("cpu", torch.float32, None, "tests")
 CPU = "x-boundary-smollm2-135m"
-ALIGNING = ("refusal-tuning", "alignment")
+# No harmful response is among their items.
+HARMLESS = ("refusal-tuning", "alignment", "intention-tuning")
 
 # Architecture and decoder layers of the real models, as in their own config.json.
 MODELS = {
@@ -146,10 +147,10 @@ def test_beside_each_published_recipe_stand_its_circuit_breakers(size):
 
 
 def test_a_share_is_prefilled_wherever_harmful_responses_are():
-    """All of those are; an alignment, whose source is the model as it was, has none of them."""
+    """Half of all that is kept begins as they do; where there are none, nothing does."""
     for name in recipe_names():
         recipe = load_recipe(name)
-        assert recipe.prefilled_share == (0 if recipe.method in ALIGNING else 0.5)
+        assert recipe.prefilled_share == (0 if recipe.method in HARMLESS else 0.5)
     for share in (0, 0.3, 1, 1.0):
         assert load_recipe(CPU, prefilled_share=share).prefilled_share == share
 

@@ -6,6 +6,8 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,6 +143,13 @@ def test_every_setting_has_its_recipe_and_every_script_is_there(book):
                 "settings": [{"plan": "a", "model": "smollm2-135m", "method": "x-boundary"}],
             },
             "needs seeds",
+        ),
+        (
+            {
+                "plans": {"a": {"folder": "x", "tier": "cpu"}},
+                "settings": [{"plan": "a", "model": "m", "method": "ia", "prompt": "ia"}],
+            },
+            "nothing trained behind it",
         ),
     ],
 )
@@ -282,6 +291,28 @@ def test_a_strength_scales_what_the_other_fields_trained(monkeypatch, tmp_path):
             assert path_of(of, setting, 3) == f"cpu/test/{setting.model}/{folder.name}.json"
     assert len(scaled) == 1 and trained[0] == trained[1]
     assert trained[0][0].steps == 7 and scaled[0][:2] == (trained[0][1], 0.75)
+
+
+def test_a_prompt_stands_before_what_is_trained_and_is_known_before_it_is(monkeypatch, tmp_path):
+    trained = []
+    monkeypatch.setattr(subjects, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(subjects, "train_defense", lambda _, folder, **__: trained.append(folder))
+    behind = partial(Subject, "m", "d", None)
+    monkeypatch.setattr(subjects, "local_subject", lambda *of: behind(defense=of[-1].name))
+    setting = Setting(
+        plan="p", model="smollm2-135m-aligned", method="x-boundary", prompt="ia", seeds=[3]
+    )
+    with subjects.subject_of(setting, 3, None) as subject:
+        of = Plan(name="p", folder="cpu/test", tier="cpu")
+        assert path_of(of, setting, 3) == f"cpu/test/{setting.model}/{subject.defense}.json"
+    assert (subject.defense, subject.prompt) == ("x-boundary-3+ia", "ia")
+    assert [folder.name for folder in trained] == ["x-boundary-3"]
+    with (
+        pytest.raises(ValueError, match="no-such"),
+        subjects.subject_of(replace(setting, prompt="no-such"), 3, None),
+    ):
+        pass
+    assert len(trained) == 1
 
 
 def test_two_workers_do_not_train_one_adapter_at_once(monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ from xb_lite.corpora import load_corpus
 from xb_lite.dialogues import as_dialogue, check_dialogue
 from xb_lite.intention import variants
 from xb_lite.intention.defenses import BY_MODEL, DEFENSES, Defended, defense_named, prompted
+from xb_lite.intention.examples import shown
 from xb_lite.intention.prompts import (
     FIRST,
     NEUTRAL,
@@ -86,7 +87,7 @@ def test_examples_are_drawn_anew_for_each_query_and_the_same_for_one():
 
 def test_examples_are_prompts_of_the_train_split_with_the_books_own_answers():
     answers = {row.answer for kind in ("benign", "boundary-safe") for row in load_corpus(kind)}
-    there = variants._examples()
+    there = shown()
     assert {name: len(some) for name, some in there.items()} == {"harmless": 24, "harmful": 6}
     assert all(example[-1]["content"] in answers for example in there["harmless"])
     assert len({example[-1]["content"] for example in there["harmful"]}) == 6
@@ -103,7 +104,7 @@ def test_examples_are_prompts_of_the_train_split_with_the_books_own_answers():
 def test_one_example_may_be_refused():
     first = with_examples(QUERY, harmless=2, harmful=1)
     ends = [message["content"] for message in first[3:-1:4]]
-    refusals = {example[-1]["content"] for example in variants._examples()["harmful"]}
+    refusals = {example[-1]["content"] for example in shown()["harmful"]}
     assert len(ends) == 3 and len(refusals & set(ends)) == 1
     assert asked_of(DEFENSES["ia-examples-refused"], QUERY)[0][0] == first_stage(first)
 

@@ -8,18 +8,16 @@ Derived in 07_intention_analysis.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from importlib.resources import files
 
-from xb_lite.corpora import load_corpus, load_refusals
-from xb_lite.dialogues import Dialogue, as_dialogue
+from xb_lite.dialogues import Dialogue
 from xb_lite.intention.ablations import Analyst
-from xb_lite.intention.prompts import FIRST, STAGE_2, first_stage
+from xb_lite.intention.examples import shown
+from xb_lite.intention.prompts import FIRST
 from xb_lite.intention.stages import analyse, check_queries, two_stage
 from xb_lite.models.loading import precision_of
 from xb_lite.replies.subjects import local_subject
@@ -34,28 +32,6 @@ OPENING = re.compile(
     r"\A\W*the (essential |user.s )?intention( of the (user.s )?query)?( is)?\W*", re.I
 )
 BEGINNING = "Answer:\n"  # of the reply that is not to begin with an intention
-
-
-@cache
-def _examples() -> dict[str, list[Dialogue]]:
-    """Both stages for prompts of the train split, by whether the request is harmful: the harmless
-    with the answer written for the book, the harmful with a refusal."""
-    intentions = json.loads(files(__package__).joinpath("examples.json").read_text("utf-8"))
-    refusals = [refusal.text for refusal in load_refusals()]
-    made: dict[str, list[Dialogue]] = {"harmless": [], "harmful": []}
-    for kind in ("benign", "boundary-safe", "harmful"):
-        for row in load_corpus(kind, "train"):
-            if row.id not in intentions:
-                continue
-            harmful = kind == "harmful"
-            answer = refusals[len(made["harmful"])] if harmful else row.answer
-            stages = [
-                *first_stage(as_dialogue(row.prompt)),
-                {"role": "assistant", "content": intentions[row.id]},
-                *as_dialogue(STAGE_2, answer),
-            ]
-            made["harmful" if harmful else "harmless"].append(stages)
-    return made
 
 
 def with_examples(dialogue: Dialogue, harmless: int = 3, harmful: int = 0) -> Dialogue:
@@ -75,7 +51,7 @@ def with_examples(dialogue: Dialogue, harmless: int = 3, harmful: int = 0) -> Di
         >>> len(with_examples(as_dialogue("Name a river."), harmless=2))
         9
     """
-    there = _examples()
+    there = shown()
     if not 0 <= harmless <= len(there["harmless"]) or not 0 <= harmful <= len(there["harmful"]):
         raise ValueError(
             f"{harmless} harmless and {harmful} harmful examples: there are "
@@ -85,8 +61,8 @@ def with_examples(dialogue: Dialogue, harmless: int = 3, harmful: int = 0) -> Di
     drawn = draw.sample(there["harmless"], harmless) + draw.sample(there["harmful"], harmful)
     draw.shuffle(drawn)
     start = int(dialogue[0]["role"] == "system")
-    shown = [message for example in drawn for message in example]
-    return [*dialogue[:start], *shown, *dialogue[start:]]
+    before = [message for example in drawn for message in example]
+    return [*dialogue[:start], *before, *dialogue[start:]]
 
 
 def by_examples(

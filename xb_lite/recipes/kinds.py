@@ -206,8 +206,8 @@ class Recipe(Budget):
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Budget):
-    """Another way to train, on the same data; ``weight`` is of the items to change (see
-    ``baselines``)."""
+    """Another way to train, on the same data; ``weight`` is that of the loss in ``baselines`` or
+    ``intention_tuning``."""
 
     weight: int | float
 
@@ -268,6 +268,7 @@ METHODS = {
     "gradient-ascent": Baseline,
     "refusal-tuning": Baseline,
     "alignment": Alignment,
+    "intention-tuning": Baseline,
 }
 
 

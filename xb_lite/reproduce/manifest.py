@@ -94,6 +94,7 @@ class Setting:
         strength: of a trained adapter or of steering; None for an adapter as it was trained.
         match: in place of a strength, the share of prefilled attacks on validation items that gets
             through at it (see ``matching``).
+        prompt: a prompt defense in front of a trained one, of ``intention.DEFENSES``.
         seeds: of the training; none for what is not trained.
         data: what it is trained on: the book's own prompts, or ``"official"``.
     """
@@ -104,6 +105,7 @@ class Setting:
     changes: Mapping[str, object] = field(default_factory=dict)
     strength: float | None = None
     match: float | None = None
+    prompt: str | None = None
     seeds: Sequence[int] = ()
     data: str | None = None
 
@@ -134,7 +136,8 @@ class Setting:
             if (value := getattr(self, name)) is not None:
                 changes[name] = value
         name = run_name(self.method, changes, self.recipe)
-        return name if seed is None else f"{name}-{seed}"
+        name = name if seed is None else f"{name}-{seed}"
+        return f"{name}+{self.prompt}" if self.prompt else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +183,8 @@ def load_manifest(path: str | os.PathLike[str] = MANIFEST) -> Manifest:
             raise ManifestError(f"{path}: there is no plan {setting.plan!r}.")
         if setting.match is not None and (setting.strength is not None or not setting.scaled):
             raise ManifestError(f"{path}: {setting} has a match, but nothing to scale to it.")
+        if setting.prompt and not setting.trained:
+            raise ManifestError(f"{path}: {setting} has a prompt, but nothing trained behind it.")
         if setting.trained != bool(setting.seeds):
             raise ManifestError(f"{path}: {setting} needs seeds if it is trained, and only then.")
         for seed in setting.seeds or (None,):

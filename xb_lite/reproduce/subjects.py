@@ -10,7 +10,7 @@ from pathlib import Path
 from xb_lite.boundary.steering import refusal_direction, steered
 from xb_lite.corpora import load_corpus
 from xb_lite.files import cache_folder, locked
-from xb_lite.intention.defenses import prompted
+from xb_lite.intention.defenses import defense_named, prompted
 from xb_lite.models.adapters import scale_adapter
 from xb_lite.models.precision import Precision
 from xb_lite.recipes import load_recipe
@@ -32,7 +32,8 @@ def subject_of(
     An adapter that was trained or scaled before is taken from the cache.
 
     Raises:
-        RecipeError: there is no recipe for the method and model. And the errors of ``train``.
+        RecipeError: there is no recipe for the method and model.
+        ValueError: there is no such prompt defense. And the errors of ``train``.
     """
     if setting.method == "none":
         yield local_subject(setting.model, precision)
@@ -51,7 +52,10 @@ def subject_of(
                 strength=setting.strength,
             )
     elif setting.trained:
-        yield local_subject(setting.model, precision, trained_adapter(setting, seed, edition))
+        if setting.prompt:
+            defense_named(setting.prompt)  # known before minutes of training
+        subject = local_subject(setting.model, precision, trained_adapter(setting, seed, edition))
+        yield prompted(subject, setting.prompt) if setting.prompt else subject
     else:
         yield prompted(local_subject(setting.model, precision), setting.method)
 
@@ -64,6 +68,7 @@ def trained_adapter(setting: Setting, seed: int, edition: int = 1) -> Path:
     if setting.data:  # in an order of the seed's: the official one is the same for all
         adapters /= setting.data
         data = {"sets": official_sets(Official(order="seeded"))}
+    setting = replace(setting, prompt=None)
     whole = replace(setting, strength=None)
     folder = adapters / whole.defense(seed)
     recipe = load_recipe(setting.recipe, **setting.changes)

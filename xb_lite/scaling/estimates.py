@@ -125,8 +125,9 @@ def estimate(
     if defense:  # kept states are computed once an item
         again = 1.0 if recipe.reference == "adapter-off" else min(1.0, (items or drawn) / drawn)
         passes += again
-    else:  # without the adapter, dpo all rows, refusal-tuning those to keep
-        passes += {"dpo": 1.0, "refusal-tuning": 0.5}.get(recipe.method, 0.0)
+    else:  # without the adapter, dpo all rows, where there is a drift those to keep
+        without = {"dpo": 1.0, "refusal-tuning": 0.5, "intention-tuning": 0.5}
+        passes += without.get(recipe.method, 0.0)
     in_step = rows * recipe.pairs * mean
     attention = 2 * shape.query * mean * layers  # causal: half of all pairs of tokens
     operations = passes * in_step * (2 * in_layers + attention)

@@ -1,8 +1,8 @@
 """Training a defense: transformers' Trainer and peft's LoRA with the loss of X-Boundary.
 
 One forward pass a step for all items, through the layers that the loss reads and none above. What
-accelerate, DeepSpeed and FSDP do they do by their own configs. A recipe of a baseline is followed
-the same way, by a trainer of ``baselines``. Used in 05_training.
+accelerate, DeepSpeed and FSDP do they do by their own configs. Recipes of other methods are
+followed the same way, by the trainers in ``WAYS``. Used in 05_training.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from xb_lite.models.loading import hub_name, without_place
 from xb_lite.models.packing import by_row
 from xb_lite.models.precision import Precision
 from xb_lite.recipes import Baseline, Budget, Recipe, as_fields
-from xb_lite.recipes.kinds import Alignment
-from xb_lite.training import alignment, baselines
+from xb_lite.training import alignment, baselines, intention_tuning
 from xb_lite.training.checks import check_drawn, check_fit, check_place, check_seed
 from xb_lite.training.draw import draw_pairs
 from xb_lite.training.lora import (
@@ -45,6 +44,13 @@ from xb_lite.training.lora import (
 from xb_lite.training.official import OfficialSets
 from xb_lite.training.sets import Sets
 from xb_lite.training.trainers import NotFinite, PairTrainer
+
+# Of the methods that are no variant of X-Boundary: how pairs are drawn, and by what they train.
+WAYS = {
+    **{method: (baselines.draw, build) for method, build in baselines.TRAINERS.items()},
+    "alignment": (alignment.draw, alignment.AlignmentTrainer),
+    "intention-tuning": (intention_tuning.draw, intention_tuning.IntentionTuning),
+}
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,7 @@ def train(
     check_seed(seed)
     check_fit(recipe, model)
     baseline = isinstance(recipe, Baseline)
-    draw, build = draw_pairs, XBoundaryTrainer
-    if isinstance(recipe, Alignment):
-        draw, build = alignment.draw, alignment.AlignmentTrainer
-    elif baseline:
-        draw, build = baselines.draw, baselines.TRAINERS[recipe.method]
+    draw, build = WAYS.get(recipe.method, (draw_pairs, XBoundaryTrainer))
     if isinstance(sets, OfficialSets):
         pairs = sets.draw(recipe, tokenizer, seed)
     else:
