@@ -21,6 +21,9 @@ EVIDENCE: tuple[tuple[Counts, Counts, Counts], ...] = (  # undefended, defended,
     ((95, 100), None, None),  # nobody tried it on the defense
     ((98, 100), (15, 100), (1, 100)),  # now and then, and not by chance
     ((90, 100), (5, 100), (5, 100)),  # just works
+    ((10, 20), (10, 20), (0, 20)),  # weak, and breaks it all the same
+    (None, (70, 100), (2, 100)),  # breaks it, whatever it does undefended
+    ((95, 100), (70, 100), None),  # with no placebo there is nothing to compare
 )
 MOST = 0.2  # a defense holds if its interval ends below
 

@@ -252,7 +252,9 @@ CASES: tuple[list[str], ...] = (
     [],
     ["fine"] * 5 + ["bad"] + ["fine"] * 6,  # nothing may follow
     ["fine"] * 3 + ["bad"],  # at the very end of a piece
+    ["fine"] * 2 + ["b", "a", "d"],  # across a border, in three tokens
 )
+READ = [(case, hold) for hold in (HOLD, HOLD - 1) for case in CASES]
 
 
 def mended(answer: Callable | object) -> Verdict:
@@ -261,20 +263,22 @@ def mended(answer: Callable | object) -> Verdict:
         return unattempted(answer)
     if not callable(answer):
         return Verdict(False, f"This is a {type(answer).__name__}; a function is wanted.")
-    found = [called(answer, list(case), HOLD) for case in CASES]
+    found = [called(answer, list(case), hold) for case, hold in READ]
     if not any(map(attempted, found)):
         return Verdict(None, NOT_YET)
-    wanted = [sound_guard(case) for case in CASES]
+    wanted = [sound_guard(*asked) for asked in READ]
     if wrong := next((f for f in found if not isinstance(f, list)), None):
         return Verdict(False, f"It gives a {type(wrong).__name__}; a list of tokens is wanted.")
     if found == wanted:
         return Verdict(True, "Every token is read before it is shown, with what stands before it.")
     for words, function in _WRONG.items():
-        if found == [function(case, HOLD) for case in CASES]:
+        if found == [function(*asked) for asked in READ]:
             return Verdict(False, words)
     first = next(k for k, (f, w) in enumerate(zip(found, wanted, strict=True)) if f != w)
+    case, hold = READ[first]
     return Verdict(
-        False, f"Of the tokens {CASES[first]} it shows {found[first]}, not {wanted[first]}."
+        False,
+        f"Of the tokens {case} with hold {hold} it shows {found[first]}, not {wanted[first]}.",
     )
 
 
