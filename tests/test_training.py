@@ -31,11 +31,11 @@ from official_step import Item, official_step  # noqa: E402
 from xb_lite.hidden import lowest_layers, watch_layers
 from xb_lite.losses import step as steps
 from xb_lite.losses.batch import collate
-from xb_lite.losses.step import Reference, counted, masks, step_terms, token_counts
+from xb_lite.losses.step import Reference, counted, forward, masks, step_terms, token_counts
 from xb_lite.losses.terms import Terms, coefficients
 from xb_lite.models.adapters import WEIGHTS, merged, read_run
 from xb_lite.models.cached import DEFAULT, SPECS, cached_model
-from xb_lite.models.packing import NAME
+from xb_lite.models.packing import NAME, by_row
 from xb_lite.models.precision import Precision
 from xb_lite.recipes import RecipeError
 from xb_lite.training import lora as runs
@@ -136,6 +136,30 @@ def as_official(pair):
     begin = int(response.int().argmax())
     keep = pair.keep.encoding.input_ids.tolist()
     return Item(ids[:begin], ids[begin:], keep, boundary=pair.separate)
+
+
+@pytest.mark.parametrize("reference", ["cache", "adapter-off"])
+def test_erase_and_separate_read_the_same_states_whatever_is_retained(tokenizer, reference):
+    """Also of the last layer with LoRA, which the absolute retain term has after the norm."""
+    found = {}
+    for retain in ("relative", "absolute"):
+        recipe = tiny_recipe(
+            retain=retain, target_layers=[2], lora_layers=3, lora_std=0.1, reference=reference
+        )
+        drawn = draw_pairs(recipe, SETS, tokenizer, seed=0)[: recipe.pairs]
+        batch = collate(drawn, tokenizer.pad_token_id)
+        model = model_of(tokenizer)
+        with (
+            lowest_layers(model, recipe.lora_layers),
+            adapted(model, recipe, 0) as learning,
+            by_row(model),
+        ):
+            before = Reference(recipe, drawn, tokenizer.pad_token_id).of(learning, learning, batch)
+            now = forward(learning, learning, batch, recipe)
+            found[retain] = step_terms(recipe, batch, now, before, token_counts(recipe, batch))
+    assert found["relative"].erase < 1 and found["relative"].separate > 0
+    assert torch.equal(found["absolute"].erase, found["relative"].erase)
+    assert torch.equal(found["absolute"].separate, found["relative"].separate)
 
 
 @pytest.mark.parametrize("lora_std, pairs_at_once", [(0.0, 4), (0.1, 2)])

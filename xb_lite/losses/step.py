@@ -25,24 +25,36 @@ from xb_lite.recipes import Recipe
 
 Batch = dict[str, Tensor]
 States = dict[int, Float[Tensor, "row token dim"]]
+NORMED = -1  # in place of a layer: the state after the model's final norm
 CENTROID_ROWS = 128  # boundary-safe items that the as_described variant's centroid is of at most
 
 
 @dataclass(frozen=True)
 class ReferenceStates:
     """What the reference model makes of a batch: states of the rows to change at the target layers
-    and of those to keep at all layers, ``[pair, token, dim]`` by layer, and at the target layers
-    the centroid that each row to change is to leave, ``[pair, dim]``, or what stands for it; none
-    where no term separates."""
+    and of those to keep at all ``read`` layers, ``[pair, token, dim]`` by layer, and at the target
+    layers the centroid that each row to change is to leave, ``[pair, dim]``, or what stands for it;
+    none where no term separates."""
 
     change: States
     keep: States
     centroid: dict[int, Float[Tensor, "pair dim"]]
 
 
+def retained(recipe: Recipe) -> list[int]:
+    """The layers whose states the retain term compares. Of the absolute one the last is ``NORMED``,
+    as in the official code: a state the whole model does not have."""
+    layers = list(range(recipe.lora_layers))
+    return [*layers[:-1], NORMED] if recipe.retain == "absolute" else layers
+
+
+def read(recipe: Recipe) -> list[int]:
+    """The layers whose states some term reads of the rows to keep."""
+    return list(dict.fromkeys([*retained(recipe), *recipe.target_layers]))
+
+
 def forward(model: nn.Module, peft_model: PeftModel, batch: Batch, recipe: Recipe) -> States:
-    """States after each decoder layer, in fp32. With the absolute retain term that of the last is
-    after the model's final norm, as in the official code: a state the whole model does not have.
+    """States after each decoder layer, in fp32, and ``NORMED`` if it is retained.
 
     Args:
         model: ``peft_model``, or what accelerate made of it.
@@ -51,7 +63,7 @@ def forward(model: nn.Module, peft_model: PeftModel, batch: Batch, recipe: Recip
     seen: States = {}
 
     def see_normed(_module: nn.Module, _inputs: tuple, output: ModelOutput) -> None:
-        seen[recipe.lora_layers - 1] = output.last_hidden_state
+        seen[NORMED] = output.last_hidden_state
 
     with ExitStack() as stack:
         # Seen, and computed with only after the pass: with gradient checkpointing a layer is run
@@ -121,7 +133,7 @@ class Reference:
         for number, need in zip(numbers, needed, strict=True):
             if need and number not in self.kept:
                 self._keep(peft_model, self.together[number], batch["input_ids"].device)
-        targets, every = self.recipe.target_layers, range(self.recipe.lora_layers)
+        targets, every = self.recipe.target_layers, read(self.recipe)
         return (
             self._padded(batch, targets, range(pairs), needed),
             self._padded(batch, every, range(pairs, 2 * pairs), needed),
@@ -130,7 +142,7 @@ class Reference:
     def _rows(self, pairs: Sequence[Pair]) -> dict[int, tuple[Row, Sequence[int]]]:
         """By number the rows whose states are needed, and at which layers. A boundary-safe row to
         change is compared with a centroid, never with itself."""
-        targets, every = self.recipe.target_layers, range(self.recipe.lora_layers)
+        targets, every = self.recipe.target_layers, read(self.recipe)
         change = {pair.change.number: (pair.change, targets) for pair in pairs if not pair.separate}
         return {**change, **{pair.keep.number: (pair.keep, every) for pair in pairs}}
 
@@ -238,8 +250,8 @@ def step_terms(
         return masked_mean(values, by_term[name], counts[name])
 
     retain = sum(
-        part("retain", losses.retain(states[layer][pairs:], keep, recipe.retain))
-        for layer, keep in reference.keep.items()
+        part("retain", losses.retain(states[layer][pairs:], reference.keep[layer], recipe.retain))
+        for layer in retained(recipe)
     )
     erase = separate = states[0].new_zeros(())
     for layer in recipe.target_layers:
