@@ -167,3 +167,6 @@ def test_each_known_mistake_gets_its_own_words(name):
 @pytest.mark.parametrize("turn", ([1, 1], [-1, 1], [1, -1], [-1, -1]))
 def test_the_sign_of_a_component_is_free(turn):
     assert check.components(lambda states: right_components(states) * torch.tensor(turn)).right
+    turned = [lambda s: (right_components(s) * torch.tensor(turn)).numpy()]
+    turned += [lambda s: (right_components(s) * torch.tensor(turn)).tolist()]
+    assert all(check.components(function).right for function in turned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -232,7 +233,7 @@ def components(answer: Answer) -> Verdict:
         (whole, "These are all components; keep the first two."),
     ]
     right = whole[:, :2]
-    if isinstance(found, Tensor):
+    with suppress(TypeError, ValueError, RuntimeError):  # no numbers, as ``judged`` will say
         found = _turned(found)
     return judged(
         found,
@@ -311,7 +312,7 @@ def without_direction(answer: Answer) -> Verdict:
 def _turned(points: object) -> Tensor:
     """``points``, each column turned so that its entry of largest size is positive."""
     points = torch.as_tensor(points, dtype=torch.float64)
-    if points.ndim != 2:
+    if points.ndim != 2 or not len(points):
         return points
     largest = points.abs().argmax(dim=0, keepdim=True)
     return points * torch.sign(points.gather(0, largest))
