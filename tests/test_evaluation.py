@@ -29,7 +29,7 @@ from xb_lite.evaluation.outcomes import Outcome, evaluate, read_log
 from xb_lite.evaluation.summary import summarise
 from xb_lite.files import digest
 from xb_lite.judges.strings import XSTEST, VerdictError
-from xb_lite.replies.cache import ask, reply_store
+from xb_lite.replies.cache import BATCH, ask, reply_store
 from xb_lite.replies.local import LocalBackend
 from xb_lite.replies.types import Decoding, Reply
 from xb_lite.results.logs import LogError
@@ -580,6 +580,35 @@ def test_malformed_judges_are_refused_before_anything_is_generated(bad):
             run(folder, judges=[FakeJudge("good"), *bad], backend=backend)
         assert type(error.value) is ValueError and "\n" not in str(error.value)
         assert backend.calls == 0 and not list(folder.iterdir())
+
+
+def test_judges_that_would_say_nothing_are_refused(folder):
+    """Their rows would only be missing from the result."""
+    of_no_kind = FakeJudge()
+    of_no_kind.kinds = ("harmfull",)
+    for judge, says in (
+        (FakeJudge, "FakeJudge is a class"),
+        (of_no_kind, "has kinds .'harmfull',., not some of harmful, boundary-safe"),
+        (FakeJudge("gibberish"), "give yours another name"),
+    ):
+        backend = Fake()
+        with pytest.raises(ValueError, match=says):
+            run(folder, judges=[judge], backend=backend)
+        assert backend.calls == 0
+
+
+def test_no_two_batches_are_drawn_from_one_seed(folder):
+    """Or the replies of all batches would repeat the same chances."""
+    seeds, fake = [], Fake()
+    reply = fake.reply
+    fake.reply = lambda asked, drawn, prefill="": seeds.append(drawn.seed) or reply(asked, drawn)
+    items = [direct(i) for i in range(3 * BATCH)]
+    run(folder, items, backend=fake, decoding=Decoding(8, temperature=1.0))
+    assert len(set(seeds)) == len(seeds) == 3
+    again = seeds.copy()
+    seeds.clear()
+    run(folder, items, backend=fake, decoding=Decoding(8, temperature=1.0), resume=False)
+    assert seeds == again
 
 
 @pytest.mark.parametrize("what", ["items", "judges"])

@@ -21,9 +21,10 @@ from xb_lite import files as own_files
 from xb_lite.corpora import KINDS, load_corpus, load_passages, load_quiz
 from xb_lite.data.items import ATTACKS, SETS, plan, spread
 from xb_lite.data.public import BENCHMARKS
+from xb_lite.dialogues import as_dialogue
 from xb_lite.evaluation.outcomes import read_log
 from xb_lite.evaluation.runs import evaluate_subject, setting_of
-from xb_lite.intention.defenses import DEFENSES, prompted
+from xb_lite.intention.defenses import DEFENSES, Defended, by_prompt, prompted
 from xb_lite.judges.named import JUDGES, judges, judges_named
 from xb_lite.judges.strings import INTENTION_ANALYSIS, XSTEST
 from xb_lite.models.adapters import AdapterError, read_run
@@ -590,6 +591,28 @@ def test_a_subject_behind_a_prompt_is_another_subject():
     assert guarded.identity(precision) != polite.identity(precision)
     with pytest.raises(ValueError, match="there are ia, ia-one-pass"):
         prompted(polite, "nonsense")
+    with pytest.raises(ValueError, match="is behind self-reminder already"):
+        prompted(guarded, "ia")
+
+
+def test_replies_behind_another_version_of_an_own_defense_are_kept_apart(monkeypatch):
+    found = []
+    for version in ("mine, version 1", "mine, version 2"):
+        mine = by_prompt(list)
+        mine.source = version
+        monkeypatch.setitem(DEFENSES, "ia-by-hand", mine)  # a name of one's own goes before a rule
+        subject = prompted(Subject("polite", "polite", Polite()), "ia-by-hand")
+        assert subject.backend.defense is mine and subject.analyst is None
+        found.append(subject.identity(choose_precision()))
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("gives", [[Reply("Yes.", 1, 1, True)], [], ["Yes."], [["Yes."]], None])
+def test_a_defense_that_gives_no_stages_is_named_before_anything_is_asked(gives):
+    polite = Polite()
+    polite.check = lambda *_: None
+    with pytest.raises(TypeError, match="a Reply of each stage and the answer last"):
+        Defended(polite, lambda *_: gives).check([as_dialogue("Why?")], 8)
 
 
 def test_a_recipe_that_does_not_fit_is_refused_before_the_model_is_asked(capsys, unasked, loaded):

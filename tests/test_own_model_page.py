@@ -32,9 +32,9 @@ def test_the_script_runs_outside_the_repository(tokenizer, tmp_path, monkeypatch
         train(few, subject.model, subject.tokenizer, tiny_sets(), name, precision, **digest)
     prompts = ["How is bread made?", "Who wrote Faust?"]
     (tmp_path / "my_prompts.csv").write_text("\n".join(["prompt", *prompts]) + "\n")
-    (tmp_path / "mine.py").write_text(
-        re.search(r"```python\n(.*?)```", PAGE, re.S)[1].replace("Decoding(64)", "Decoding(4)")
-    )
+    shown = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.S))
+    asked = "(reply,) = subject.backend.reply([as_dialogue('Why?')], decoding)\n"
+    (tmp_path / "mine.py").write_text(shown.replace("Decoding(64)", "Decoding(4)") + asked)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "mine.py"], check=True, env=env)
 

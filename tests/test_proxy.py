@@ -34,9 +34,9 @@ from tokenizers import decoders
 from xb_lite import __main__
 from xb_lite.corpora import SHORT_REFUSAL
 from xb_lite.dialogues import as_dialogue, render
-from xb_lite.intention.defenses import DEFENSES, Defended
+from xb_lite.intention.defenses import DEFENSES, Defended, defense_named
 from xb_lite.intention.prompts import FIRST, STAGE_1, STAGE_2, first_stage, second_stage
-from xb_lite.intention.stages import two_stage
+from xb_lite.intention.stages import as_said, is_as_said, two_stage
 from xb_lite.intention.variants import BEGINNING, by_examples
 from xb_lite.models.precision import Precision, choose_precision
 from xb_lite.replies.local import LocalBackend
@@ -236,6 +236,23 @@ def test_a_stream_is_the_final_answer_alone(ask, talker):
     assert "stream" not in first and second["stream"] is True
     assert second["messages"] == second_stage(ASK["messages"], "Sûr " + INTENTION)
     assert all(chunk.usage is None for chunk in ask(stream=True))
+
+
+def test_an_answer_that_a_defense_may_change_is_not_told_before_it_is_whole(talker, talking):
+    """An own one that reads the answer: what was told cannot be taken back."""
+
+    def no_rivers(backend, dialogues, decoding, prefill=""):
+        replies = backend.reply(dialogues, decoding, prefill)
+        return [[replace(reply, text="I name none.")] for reply in replies]
+
+    with in_background(proxy.application(RemoteModel(talking.url, "a-model"), no_rivers)) as url:
+        chunks = client(url).chat.completions.create(**ASK, stream=True)
+        assert text_of(chunks) == "I name none."
+    assert "stream" not in talker.requests[-1]
+
+
+def test_all_defenses_of_the_package_are_told_as_they_are_said():
+    assert all(map(is_as_said, [*DEFENSES.values(), defense_named("ia-by-m")]))
 
 
 def test_a_stream_is_events_up_to_done(clients, talker):
@@ -752,6 +769,7 @@ def test_what_is_told_behind_a_beginning_is_what_is_said(tokenizer):
     model = saying(tiny_model(tokenizer), tokenizer, " One of them is the Elbe.")
     here = LocalModel("tiny", model, like_llama, choose_precision("cpu", exact=True))
 
+    @as_said
     def begun(backend, dialogues, decoding, prefill=""):
         replies = backend.reply(dialogues, decoding, BEGINNING)
         return [[replace(reply, text=reply.text.removeprefix(BEGINNING))] for reply in replies]

@@ -1,5 +1,7 @@
 """The changes to the two stages ask what they say, and the answer is the answer alone."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
@@ -165,6 +167,21 @@ def test_another_model_is_loaded_when_it_is_first_asked_and_once(monkeypatch):
     assert loaded == ["smollm2-135m"]
     assert [asked[0] for asked, *_ in analyst.calls] == [first_stage(QUERY), first_stage(LONGER)]
     assert by_model("x") is not by_model("x")
+
+
+def test_another_model_is_loaded_once_for_many_threads(monkeypatch):
+    loaded = []
+
+    def local_subject(name, precision):
+        loaded.append(name)
+        time.sleep(0.05)
+        return Subject(name, name, Fake())
+
+    monkeypatch.setattr(variants, "local_subject", local_subject)
+    analyst = by_model("m")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: analyst([QUERY], SHORT), range(4)))
+    assert loaded == ["m"]
 
 
 def test_another_model_is_not_asked_before_the_answer_but_its_words_are_counted(monkeypatch):

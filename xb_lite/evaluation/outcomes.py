@@ -21,6 +21,7 @@ from xb_lite.corpora import KINDS
 from xb_lite.data.items import Item
 from xb_lite.files import digest
 from xb_lite.judges.blind import unseen
+from xb_lite.judges.gibberish import Gibberish
 from xb_lite.judges.strings import LABELS, Judge, VerdictError
 from xb_lite.replies.cache import (
     BATCH,
@@ -159,10 +160,21 @@ def _check(items: Sequence[Item], judges: Sequence[Judge]) -> None:
 
 
 def _check_judge(judge: Judge) -> None:
+    if isinstance(judge, type):
+        raise ValueError(f"{judge.__name__} is a class: give a judge made of it, with ().")
     if not callable(judge) or not all(
         is_text(getattr(judge, name, None)) for name in ("name", "source")
     ):
         raise ValueError(f"a judge has a name and a source and can be called, not {judge!r:.60}")
+    kinds = getattr(judge, "kinds", KINDS)
+    if isinstance(kinds, str) or not kinds or set(kinds) - set(KINDS):
+        meant = ", ".join(KINDS)
+        raise ValueError(f"judge {judge.name!r} has kinds {kinds!r:.60}, not some of {meant}.")
+    if judge.name == "gibberish" and not isinstance(judge, Gibberish):
+        raise ValueError(
+            "a judge is named 'gibberish', by whose labels those of the string judges are "
+            "corrected: give yours another name."
+        )
 
 
 def _check_alone(log: Log, items: Sequence[Item]) -> None:
@@ -263,7 +275,10 @@ def _labels(
     except VerdictError as error:
         labels = error.labels
     if not isinstance(labels, Sequence) or len(labels) != len(responses):
-        raise ValueError(f"judge {judge.name!r} did not give {len(responses)} labels, one each.")
+        raise ValueError(
+            f"judge {judge.name!r} did not give a list of {len(responses)} labels, one each, but "
+            f"{labels!r:.60}"
+        )
     if wrong := [label for label in labels if label not in (*LABELS, None)]:
         raise ValueError(
             f"judge {judge.name!r} gave {wrong[0]!r:.60}, which is none of {', '.join(LABELS)}."

@@ -25,7 +25,7 @@ from xb_lite.intention.prompts import (
     one_pass,
     self_reminder,
 )
-from xb_lite.intention.stages import Defense, check_queries, two_stage
+from xb_lite.intention.stages import Defense, as_said, check_queries, two_stage
 from xb_lite.intention.variants import by_beginning, by_examples, by_model, by_note
 from xb_lite.models.loading import model_digest
 from xb_lite.replies.subjects import Subject
@@ -57,7 +57,7 @@ class Defended:
         if not hasattr(self.backend, "check"):
             return
         rehearsal = _Rehearsal()
-        self.defense(rehearsal, dialogues, Decoding(), prefill)
+        self._stages(rehearsal, dialogues, Decoding(), prefill)
         for asked, so_far, decoding, begun in rehearsal.asked:
             most = room if decoding.stage == "answer" else decoding.max_new_tokens
             self.backend.check(asked, so_far + most, begun)
@@ -67,8 +67,24 @@ class Defended:
     ) -> list[Reply]:
         """One reply to each dialogue, in their order. Args and errors as in ``two_stage``."""
         return [
-            _as_one(stages) for stages in self.defense(self.backend, dialogues, decoding, prefill)
+            _as_one(stages) for stages in self._stages(self.backend, dialogues, decoding, prefill)
         ]
+
+    def _stages(
+        self, backend: Backend, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str
+    ) -> list[list[Reply]]:
+        """What the defense gives.
+
+        Raises:
+            TypeError: it is something else than the replies of all stages to each dialogue.
+        """
+        found = self.defense(backend, dialogues, decoding, prefill)
+        if not _are_stages(found) or len(found) != len(dialogues):
+            raise TypeError(
+                f"a defense gives a list for each of {len(dialogues)} dialogues, with a Reply of "
+                f"each stage and the answer last; this one gave {found!r:.60}"
+            )
+        return found
 
     def play(self, scripts: Sequence[Sequence[str]], decoding: Decoding) -> list[list[Reply]]:
         """The replies to each script's user turns, every one of them defended. History is what the
@@ -97,6 +113,7 @@ def by_prompt(rewrite: Callable[[Dialogue], Dialogue]) -> Defense:
     Its replies have one stage, the answer. Its errors are those of ``two_stage``.
     """
 
+    @as_said
     def defense(
         backend: Backend, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
     ) -> list[list[Reply]]:
@@ -107,6 +124,7 @@ def by_prompt(rewrite: Callable[[Dialogue], Dialogue]) -> Defense:
     return defense
 
 
+@as_said
 def input_check(
     backend: Backend, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
 ) -> list[list[Reply]]:
@@ -196,6 +214,13 @@ def last_prompts(
     return [answer.asked if isinstance(answer, _Unsaid) else None for answer in answers]
 
 
+def _are_stages(found: object) -> bool:
+    return isinstance(found, list) and all(
+        isinstance(stages, list) and stages and all(isinstance(stage, Reply) for stage in stages)
+        for stages in found
+    )
+
+
 def _as_one(stages: Sequence[Reply]) -> Reply:
     return replace(
         stages[-1],
@@ -226,27 +251,31 @@ BY_MODEL = "ia-by-"  # and the name of the model that states the intention
 def defense_named(name: str) -> Defense:
     """One of ``DEFENSES``, or ``ia-by-MODEL``: two stages whose intention another model states.
     Raises ValueError when there is no such defense."""
+    if name in DEFENSES:
+        return DEFENSES[name]
     if name.startswith(BY_MODEL) and name != BY_MODEL:
         return partial(two_stage, analyst=by_model(name.removeprefix(BY_MODEL)))
-    if name not in DEFENSES:
-        there = ", ".join([*DEFENSES, f"{BY_MODEL}MODEL"])
-        raise ValueError(f"there is no defense {name!r}; there are {there}.")
-    return DEFENSES[name]
+    there = ", ".join([*DEFENSES, f"{BY_MODEL}MODEL"])
+    raise ValueError(f"there is no defense {name!r}; there are {there}.")
 
 
 def prompted(subject: Subject, name: str) -> Subject:
     """A subject behind a defense by its name, which is added to its defense's; in paths a slash
-    would be a folder.
+    would be a folder. If the defense has a ``source``, a text, replies behind another source of the
+    same name are others.
 
     Raises:
-        ValueError: there is no such defense.
+        ValueError: there is no such defense, or the subject is behind one already.
     """
+    if subject.prompt:
+        raise ValueError(f"the subject is behind {subject.prompt} already: take one of the two.")
     in_paths = name.replace("/", "-")
-    defense, other = defense_named(name), name.removeprefix(BY_MODEL)
+    defense, by_other = defense_named(name), name not in DEFENSES
     return replace(
         subject,
         backend=Defended(subject.backend, defense),
         defense=in_paths if subject.defense == "none" else f"{subject.defense}+{in_paths}",
         prompt=name,
-        analyst=subject.analyst if other == name else model_digest(other),
+        source=getattr(defense, "source", None),
+        analyst=model_digest(name.removeprefix(BY_MODEL)) if by_other else subject.analyst,
     )

@@ -21,6 +21,25 @@ from xb_lite.replies.types import Backend, Decoding, Reply, answer_of, check_ope
 Defense = Callable[[Backend, Sequence[Dialogue], Decoding, str], list[list[Reply]]]
 
 
+def as_said(defense: Defense) -> Defense:
+    """Mark a defense whose answer is, to the letter, what its backend replies at the stage
+    ``"answer"``, so that a client can be told it while it is said. Of any other a client gets the
+    answer when it is whole: what was told cannot be taken back.
+
+    Example:
+        >>> is_as_said(as_said(lambda backend, dialogues, decoding, prefill="": []))
+        True
+    """
+    defense.as_said = True
+    return defense
+
+
+def is_as_said(defense: Defense) -> bool:
+    """Whether a defense, or what it is a ``partial`` of, is marked by ``as_said``."""
+    return getattr(getattr(defense, "func", defense), "as_said", False)
+
+
+@as_said
 def two_stage(
     backend: Backend,
     dialogues: Sequence[Dialogue],

@@ -13,12 +13,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from threading import Lock
 
 from xb_lite.dialogues import Dialogue
 from xb_lite.intention.ablations import Analyst
 from xb_lite.intention.examples import shown
 from xb_lite.intention.prompts import FIRST
-from xb_lite.intention.stages import analyse, check_queries, two_stage
+from xb_lite.intention.stages import analyse, as_said, check_queries, two_stage
 from xb_lite.models.loading import precision_of
 from xb_lite.replies.subjects import local_subject
 from xb_lite.replies.types import Backend, Decoding, Reply, answer_of
@@ -65,6 +66,7 @@ def with_examples(dialogue: Dialogue, harmless: int = 3, harmful: int = 0) -> Di
     return [*dialogue[:start], *before, *dialogue[start:]]
 
 
+@as_said
 def by_examples(
     backend: Backend,
     dialogues: Sequence[Dialogue],
@@ -96,6 +98,7 @@ def noted(dialogue: Dialogue, intention: str) -> Dialogue:
     return [note, *dialogue[start:]]
 
 
+@as_said
 def by_note(
     backend: Backend, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
 ) -> list[list[Reply]]:
@@ -111,6 +114,7 @@ def by_note(
     return [list(stages) for stages in zip(intentions, answers, strict=True)]
 
 
+@as_said
 def by_beginning(
     backend: Backend, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
 ) -> list[list[Reply]]:
@@ -139,7 +143,11 @@ def by_model(name: str) -> Analyst:
     def backend() -> Backend:
         return local_subject(name, precision_of(name)).backend
 
+    loading = Lock()  # a cache calls once for each thread that comes before it has the value
+
     def analyst(dialogues: Sequence[Dialogue], decoding: Decoding) -> list[Reply]:
-        return analyse(backend(), dialogues, decoding)
+        with loading:
+            loaded = backend()
+        return analyse(loaded, dialogues, decoding)
 
     return analyst

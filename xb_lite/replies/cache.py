@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -111,18 +112,26 @@ def _answered(
 ) -> Iterator[tuple[list[Item], list[list[dict]]]]:
     """Some of what is ``left`` with its replies, again and again, until there are all."""
     missing = {item.id for item in left}
-    batched = ([item for item in some if item.id in missing] for some in batches(items))
+
+    def replies_to(some: list[Item], first: Item) -> list[list[dict]]:
+        # A seed for each call, or each would draw the same numbers; by the item that comes first,
+        # so that it is the same whatever is there already.
+        seed = random.Random(f"{decoding.seed} {first.id}").getrandbits(31)
+        return _replies(backend, some, replace(decoding, seed=seed))
+
+    batched = [
+        (batch[0], [item for item in batch if item.id in missing]) for batch in batches(items)
+    ]
     if not (most := getattr(backend, "concurrency", None)):
-        for some in filter(None, batched):
-            yield some, _replies(backend, some, decoding)
+        for first, some in batched:
+            if some:
+                yield some, replies_to(some, first)
         return
 
     def alone(item: Item) -> list[list[dict]]:
-        # By the item, for alone it is always the first; and the same whatever is there already.
-        seed = random.Random(f"{decoding.seed} {item.id}").getrandbits(31)
-        return _replies(backend, [item], replace(decoding, seed=seed))
+        return replies_to([item], item)
 
-    for item, replies in side_by_side(deque(sum(batched, [])), alone, most):
+    for item, replies in side_by_side(deque(chain(*(some for _, some in batched))), alone, most):
         yield [item], replies
 
 

@@ -23,6 +23,7 @@ class Subject:
 
     ``defense`` is its name in paths; ``adapter`` what was trained, as in the results. ``method``
     and ``strength`` are for a defense that neither an adapter nor a prompt is, as steering.
+    ``source`` is the version of a defense by prompt, where it says one.
     ``analyst`` is the digest of another model that a defense by prompt asks.
     ``date`` is what the model is told that it is, where its template tells.
     ``model`` and ``tokenizer`` are None behind a server, where capability is not measured.
@@ -36,6 +37,7 @@ class Subject:
     defense: str = "none"
     adapter: dict | None = None
     prompt: str | None = None
+    source: str | None = None
     method: str | None = None
     strength: float | None = None
     analyst: str | None = None
@@ -51,6 +53,7 @@ class Subject:
             "model": self.digest,
             "defense": f"{self.defense}{weights}",
             "precision": str(precision) if self.model else "the server's",
+            **({"source": self.source} if self.source else {}),
             **({"analyst": self.analyst} if self.analyst else {}),
             **({"date": self.date} if self.date else {}),
         }

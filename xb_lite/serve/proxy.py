@@ -1,7 +1,8 @@
 """A prompt defense in front of a chat model, for any client of the OpenAI API: it changes its URL.
 
 ``POST /v1/chat/completions`` asks the model behind one of ``intention.DEFENSES``. A client gets the
-text of the last stage alone, whole or as it is said; tokens are counted over all stages. Whatever
+text of the last stage alone, whole or as it is said; tokens are counted over all stages. A defense
+that may change its answer is told when that is whole (``intention.stages.as_said``). Whatever
 ``model`` a client names, the one here answers, and says its name. With a guard (``xb_lite.guard``)
 an answer is read before it is shown, and a refusal stands in its place where something is wrong.
 What is asked and said is not logged, and keys are not. From the command line:
@@ -36,6 +37,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from xb_lite.guard.stream import Guard
 from xb_lite.intention.defenses import Defended, Defense
+from xb_lite.intention.stages import is_as_said
 from xb_lite.replies.types import Reply
 from xb_lite.serve.requests import Asked, ServingError, read_request
 from xb_lite.serve.upstreams import FILTERED, RemoteModel, Upstream, check_not_begun
@@ -198,7 +200,8 @@ class _Exchange:
         reading: CapacityLimiter,
     ) -> None:
         self.read, self.said = 0, 0  # tokens
-        backend = upstream.backend(asked, self._tell if asked.stream else None, self._count)
+        tell = self._tell if asked.stream and is_as_said(defense) else None
+        backend = upstream.backend(asked, tell, self._count)
         self.asked, self.room = asked, upstream.room
         self.defended = Defended(backend, defense)
         self.begun, self.told = False, 0
