@@ -190,7 +190,8 @@ def shuffle(
     """Which items are harmful: in column 0 in truth, in the others after shuffling two kinds.
 
     Members of a group of both kinds swap; groups of one kind swap with each other. So the shuffled
-    labels keep what holds a group together, and lose only what they mean.
+    labels keep what holds a group together, and lose only what they mean. As many items are harmful
+    as in truth: where groups of one kind differ in size, one of them may be divided for that.
 
     Raises:
         ValueError: no repeats.
@@ -202,13 +203,17 @@ def shuffle(
     first = np.unique(groups, return_index=True)[1]
     by_group = np.argsort(groups, kind="stable")
     alone = np.isin(strata, 1 << np.arange(len(KINDS)))
+    single = alone[groups]
     labels = np.repeat(harmful[:, None], 1 + repeats, axis=1)
     for column in labels.T[1:]:
-        column[np.lexsort((draw.random(len(harmful)), groups))] = harmful[by_group]
+        dice = draw.random(len(harmful))
+        column[np.lexsort((dice, groups))] = harmful[by_group]
         of_group = harmful[first]
         of_group[alone] = draw.permutation(of_group[alone])
-        single = alone[groups]
-        column[single] = of_group[groups[single]]
+        # Group after group, those drawn as harmful first, until there are enough harmful items.
+        order = np.lexsort((dice[first][groups], ~of_group[groups]))
+        order = order[single[order]]
+        column[order] = np.arange(len(order)) < harmful[single].sum()
     return labels
 
 
