@@ -599,6 +599,29 @@ def test_the_fewest_items_get_an_answer():
     assert displacement(states, states + 1, kinds, **FEW).of["harmful"].across.n == 2
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("analysis", [probe, separation])
+def test_items_that_repeat_one_another_have_no_scatter_to_measure_by(analysis, dtype):
+    draw = np.random.default_rng(0)
+    kinds = ["harmful"] * 12 + ["boundary-safe"] * 12
+    two = draw.standard_normal((2, 50)).astype(dtype) + 7
+    with pytest.raises(ValueError, match="do not vary within their kinds"):
+        analysis(np.repeat(two, 12, axis=0), kinds, **FEW)
+    twin = draw.standard_normal((12, 50)).astype(dtype)
+    twin[:, 0] = 0
+    states = np.concatenate([twin + at(3, dim=50).astype(dtype), twin])
+    with pytest.raises(ValueError, match="leave out items that repeat others"):
+        analysis(states, kinds, [*range(12)] * 2, **FEW)
+
+
+def test_a_sample_of_the_bootstrap_without_scatter_is_named():
+    states = np.repeat(np.eye(6)[:2], 12, axis=0)
+    states[0, 5] = 1  # the one item that differs is not in every sample
+    kinds = ["harmful"] * 12 + ["boundary-safe"] * 12
+    with pytest.raises(ValueError, match="in a sample of the bootstrap: leave out"):
+        separation(states, kinds, **FEW)
+
+
 def test_items_of_other_kinds_are_left_out():
     items = check_items(STATES, KINDS, [*range(12)] * 3, ["harmful", "benign"])
     assert items.states.shape == (24, 6) and items.groups.tolist() == [*range(12)] * 2

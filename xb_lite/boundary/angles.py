@@ -36,8 +36,9 @@ def principal_angles(
     kinds.
 
     Raises:
-        ValueError: as ``boundary.probe``, but for the number of items: the rank is at least 1, at
-            most the number of dimensions and a third of the items of either kind.
+        ValueError: as ``boundary.probe``, but for items that repeat others and the number of
+            items: the rank is at least 1, at most the number of dimensions and a third of the items
+            of either kind.
 
     Source: Björck and Golub (1973), Numerical methods for computing angles between linear
     subspaces.

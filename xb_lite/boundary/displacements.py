@@ -66,7 +66,7 @@ def difference_in_means(
     """Mean of the harmful states minus mean of the ``other``, not normalised, in their units.
 
     Raises:
-        ValueError: as ``boundary.probe``, but two items of a kind are enough.
+        ValueError: as ``boundary.probe``, but two items of a kind are enough and may be the same.
 
     Source: Refusal is mediated by a single direction (arXiv 2406.11717), where it is taken from
     harmful and benign prompts; ``steering.refusal_direction`` runs the model for it.

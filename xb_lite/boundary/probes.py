@@ -29,6 +29,7 @@ from xb_lite.boundary.resampling import (
     PerColumn,
     States,
     check_items,
+    check_scatter,
     columns,
     deal,
     estimate,
@@ -86,7 +87,8 @@ def probe(
 
     Raises:
         ValueError: unequal lengths, an unknown kind, fewer than ten items or pairs of either
-            kind, or states that are not finite or all the same.
+            kind, or states that are not finite or all the same, or do not vary within the kinds, as
+            where items repeat others.
 
     Source: Alain and Bengio (arXiv 1610.01644) for probes of layers; Hewitt and Liang
     (arXiv 1909.03368) for controls of them.
@@ -102,8 +104,9 @@ def probe(
     one, two, weights = sides
     right = _means(scores > 0, one) + _means(scores <= 0, two)
     accuracy, auc = (recentred(values, repeats) for values in (right / 2, _auc(scores, one, two)))
-    variances = [scores[kinds == kind, 0].var(ddof=1) for kind in ("harmful", other)]
-    scores /= np.sqrt(sum(variances) / 2)
+    variance = sum(scores[kinds == kind, 0].var(ddof=1) for kind in ("harmful", other)) / 2
+    check_scatter(variance, x)
+    scores /= np.sqrt(variance)
 
     at = kinds == "boundary-safe"
     margin = crossed = None

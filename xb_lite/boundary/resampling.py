@@ -116,6 +116,16 @@ def norms_of(states: States, numbers: Sequence[int] | None = None) -> Float[np.n
     return norms
 
 
+def check_scatter(variances: np.ndarray, states: States) -> None:
+    """Raises ValueError where a variance within the kinds is no more than rounding of states."""
+    rounding = 8 * np.finfo(states.dtype).eps * np.linalg.norm(states)
+    if not np.all(variances > rounding**2 / len(states)):
+        raise ValueError(
+            "the states do not vary within their kinds along the direction that parts them, in all "
+            "items or in a sample of the bootstrap: leave out items that repeat others."
+        )
+
+
 def as_fp32(states: States) -> States:
     """In fp32, or in fp64 if they are that: half precision is for storing, not for sums."""
     dtype = np.float64 if states.dtype == np.float64 else np.float32

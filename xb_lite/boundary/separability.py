@@ -20,6 +20,7 @@ from xb_lite.boundary.resampling import (
     States,
     chance,
     check_items,
+    check_scatter,
     columns,
     deal,
     estimate,
@@ -105,10 +106,10 @@ def separation(
     gaps = _squares(means[0] - means[1])
     noise = _noise(gaps, repeats)
     gaps = _without(gaps, noise, noise, repeats)
+    direction = recentred(_fisher(_held_out_projections(x, sides, fold), one, two, x), repeats)
     trace = recentred(gaps / sum(traces), repeats)
-    direction = recentred(_fisher(_held_out_projections(x, sides, fold), one, two), repeats)
     anywhere = x @ random_directions(repeats, x.shape[1], seed).astype(x.dtype).T
-    random = np.abs(_fisher(anywhere, one[:, :1], two[:, :1]))
+    random = np.abs(_fisher(anywhere, one[:, :1], two[:, :1], x))
     return Separation(
         estimate(trace, len(x), repeats),
         estimate(direction, len(x), repeats, random=chance(direction[0], random)),
@@ -141,8 +142,8 @@ def published_scores(
         repeats, draws: as in ``separation``.
 
     Raises:
-        ValueError: as ``boundary.probe``, but two items of each of the three kinds are enough; or a
-            state of norm 0 to normalise.
+        ValueError: as ``boundary.probe``, but two items of each of the three kinds are enough and
+            may be the same; or a state of norm 0 to normalise.
 
     Source: ``deepscan/evaluators/xboundary.py`` of AI45Lab/DeepScan, which pools states by their
     mean over all tokens of prompt and answer, at layers L // 3 and 2 * L // 3.
@@ -222,14 +223,16 @@ def _fisher(
     along: Float[np.ndarray, "item column"],
     one: Float[np.ndarray, "item _"],
     two: Float[np.ndarray, "item _"],
+    states: States,
 ) -> ByColumn:
-    """Signed squared gap over the sum of variances, of each column of projections."""
+    """Signed squared gap over the sum of variances, of each column of projections of ``states``."""
     along = along.astype(np.float64)
     means, variance = [], 0.0
     for weights in (one, two):
         n = weights.sum(0)
         means.append((weights * along).sum(0) / n)
         variance = variance + (weights * (along - means[-1]) ** 2).sum(0) / (n - 1)
+    check_scatter(variance, states)
     gap = means[0] - means[1]
     return np.sign(gap) * gap**2 / variance
 
