@@ -75,8 +75,17 @@ def test_a_gain_is_paired_and_nothing_against_itself():
 
 
 def test_a_third_of_few_items_is_drawn_until_both_kinds_are_there():
-    found = area(np.array([1.0, 0.0]), np.array([True, False]), draws=20)
+    found = area(np.array([2.0, 2.0, 1.0, 0.0]), np.array([True, True, False, False]), draws=20)
     assert (found.value, found.low, found.high) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("pairs", [None, [0, 0, 0], [0, 0, None], [1, 1, 0]])
+def test_one_item_or_pair_of_a_kind_has_every_area_in_its_interval(pairs):
+    scores, harmful = np.array([2.0, 1.0, 0.0]), np.array([True, True, False])
+    found = area(scores, harmful, pairs)
+    assert (found.value, found.n, found.low, found.high) == (1, 3, 0, 1)
+    gain = area(scores, harmful, pairs, minus=-scores)
+    assert (gain.value, gain.low, gain.high) == (1, -1, 1)
 
 
 def test_areas_are_of_two_kinds_and_the_same_items():

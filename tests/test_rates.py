@@ -101,10 +101,17 @@ def test_mean_and_its_interval_are_those_of_the_normal_law():
 
 
 def test_mean_of_what_never_varies_has_no_width():
-    for n in (1, 3, 1000):
+    for n in (2, 3, 1000):
         found = mean([0.1] * n)
         assert found.low == found.high == pytest.approx(0.1) and found.n == n
     assert str(mean([2.0, 2.0])) == "2 [2, 2], n = 2"
+
+
+@pytest.mark.parametrize("value", [0.3, -2.0])
+def test_mean_of_a_single_item_knows_nothing_of_others(value):
+    found = mean([value])
+    assert (found.value, found.n) == (value, 1)
+    assert (found.low, found.high) == (min(0, 2 * value), max(0, 2 * value))
 
 
 def test_mean_is_repeatable_by_its_seed():
@@ -113,7 +120,7 @@ def test_mean_is_repeatable_by_its_seed():
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20))
 def test_mean_lies_within_its_values_and_its_interval_too(values):
     found = mean(values, draws=200)
     slack = 1e-9 * max(map(abs, values))

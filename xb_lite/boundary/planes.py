@@ -78,7 +78,9 @@ def area(
 
     It is the share of all pairs of a harmful and another item in which the harmful one scores
     higher, ties counting half. The interval is of scores that are fixed: it says what other *test*
-    items would change, not what other training items would.
+    items would change, not what other training items would. A kind that is there with a single
+    item, or in a single pair, says nothing of others: the interval is then all of 0 to 1, or of -1
+    to 1 for a difference.
 
     Args:
         pairs: as in ``corpora.Prompt.pair``: items of one pair are drawn together by the bootstrap.
@@ -101,6 +103,9 @@ def area(
     ]
     number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     group = np.array([number[key] for key in keys])
+    value = float(wins.mean())
+    if min(len(set(group[side])) for side in (harmful, ~harmful)) == 1:
+        return Estimate(value, len(harmful), 0.0 if minus is None else -1.0, 1.0)
     dice = np.random.default_rng(seed)
     found = []
     while len(found) < draws:
@@ -109,7 +114,7 @@ def area(
         if one.any() and other.any():
             found.append(one @ wins @ other / (one.sum() * other.sum()))
     low, high = np.quantile(found, [0.025, 0.975])
-    return Estimate(float(wins.mean()), len(harmful), float(low), float(high))
+    return Estimate(value, len(harmful), float(low), float(high))
 
 
 def _wins(scores: np.ndarray, harmful: np.ndarray) -> Float[np.ndarray, "harmful other"]:

@@ -92,10 +92,15 @@ def wilson(k: int, n: int) -> tuple[float, float]:
 def mean(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> Estimate:
     """The mean of values of one item each, and by bootstrap how far other items would move it.
 
+    A single item says nothing of others, and a bootstrap of it would claim to know them all; its
+    interval is that of a single run (``mean_of_runs``).
+
     Raises:
         ValueError: there are no values, or one is not finite.
     """
     found = _finite(values)
+    if found.size == 1:
+        return mean_of_runs(values)
     draw = np.random.default_rng(seed)
     means, at_once = [], max(1, 2**16 // found.size)  # many draws at a time, in little memory
     for done in range(0, draws, at_once):
