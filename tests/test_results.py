@@ -480,6 +480,14 @@ def test_sets_are_pooled_by_their_counts():
         pooled(one, "orr", ["xstest", "nowhere"], "prefill", "x-boundary")
 
 
+def test_what_none_judged_is_pooled_without_a_judge():
+    folder = "cpu/test/smollm2-135m-aligned"
+    runs = frame(folder)
+    found = pooled(runs[runs["file"] == "none"], "accuracy", ["quiz"], "direct", None)
+    wanted = find(read_result(RESULTS / folder / "none.json"), "accuracy", set="quiz", judge=None)
+    assert (found.k, found.n) == (wanted.k, wanted.n)
+
+
 def test_a_frame_of_published_results_agrees_with_find():
     folder = "cpu/test/smollm2-135m-aligned"
     table = frame(folder)

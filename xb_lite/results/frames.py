@@ -118,6 +118,7 @@ def pooled(
     Args:
         rows: of ``frame``, of one file.
         sets: by name; each must be there once.
+        judge: None for what none judged.
 
     Raises:
         ValueError: a set is missing, or the rows are of more than one file.
@@ -127,11 +128,9 @@ def pooled(
         >>> one = runs[runs["file"] == "none"]
         >>> pooled(one, "asr", ["harmful", "harmbench"], "prefill", "x-boundary")  # doctest: +SKIP
     """
+    judged = rows["judge"].isna() if judge is None else rows["judge"] == judge
     chosen = rows[
-        (rows["metric"] == metric)
-        & rows["set"].isin(sets)
-        & (rows["attack"] == attack)
-        & (rows["judge"] == judge)
+        (rows["metric"] == metric) & rows["set"].isin(sets) & (rows["attack"] == attack) & judged
     ]
     if sorted(chosen["set"]) != sorted(sets) or chosen["k"].isna().any():
         raise ValueError(
