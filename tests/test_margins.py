@@ -221,6 +221,13 @@ def test_what_has_no_ratio_is_refused(call, wanted):
         call()
 
 
+def test_the_group_without_which_nothing_spreads_is_named():
+    x = np.repeat([[0.0], [1.0]], 10, axis=0)
+    x[3] = 5
+    with pytest.raises(ValueError, match=r"Without items \[3, 1\d\] the features coincide"):
+        margin_ratio(np.ones(20), x, np.repeat([0, 1], 10))
+
+
 def test_ratios_of_other_items_are_not_compared():
     x, labels, margins = two_gaussians(each=GROUPS)
     more = margin_ratio(*_drawn(0))

@@ -62,7 +62,8 @@ def margin_ratio(
             ratios of two models can be compared by ``ratio_difference``.
 
     Raises:
-        ValueError: as ``normalised_margin``, or a class has fewer than ``GROUPS`` items.
+        ValueError: as ``normalised_margin``, a class has fewer than ``GROUPS`` items, or the
+            features coincide within every class without one of the groups.
     """
     margins, features, labels = map(np.asarray, (margins, features, labels))
     whole = normalised_margin(margins, features, labels, splits, seed)
@@ -72,12 +73,17 @@ def margin_ratio(
         if len(places) < GROUPS:
             raise ValueError(f"class {label} has {len(places)} items; an interval needs {GROUPS}.")
         group[dice.permutation(places)] = np.arange(len(places)) % GROUPS
-    left_out = np.array(
-        [
-            -normalised_margin(margins[kept], features[kept], labels[kept], splits, seed).score
-            for kept in (group != g for g in range(GROUPS))
-        ]
-    )
+    left_out = np.empty(GROUPS)
+    for g in range(GROUPS):
+        kept = group != g
+        try:
+            rest = normalised_margin(margins[kept], features[kept], labels[kept], splits, seed)
+        except ValueError as error:
+            raise ValueError(
+                f"all spread is due to one of {GROUPS} groups of items: add others. Without items "
+                f"{np.flatnonzero(~kept).tolist()!s:.60} {error}"
+            ) from error
+        left_out[g] = -rest.score
     value, half = -whole.score, _half(left_out)
     return MarginRatio(
         value, len(labels), value - half, value + half, whole.margin, whole.k_variance, left_out
