@@ -111,16 +111,31 @@ def test_equal_to_left_padded_transformers(tiny, tokenizer):
 
 
 def test_pools_over_the_mask(tiny, tokenizer):
-    every = hidden_states(tiny, tokenizer, DIALOGUES, [1, 2], pool=None, over="all", sink_tokens=0)
+    asked = [[*dialogue, *as_dialogue("And why?")] for dialogue in DIALOGUES]
+    every = hidden_states(tiny, tokenizer, asked, [1, 2], pool=None, over="all", sink_tokens=0)
     for over in ("prompt", "response", "all", "sink"):
-        masks = [encode(tokenizer, d).mask(over) for d in DIALOGUES]
-        last = hidden_states(tiny, tokenizer, DIALOGUES, [1, 2], pool="last", over=over)
-        mean = hidden_states(tiny, tokenizer, DIALOGUES, [1, 2], pool="mean", over=over)
-        kept = hidden_states(tiny, tokenizer, DIALOGUES, [1, 2], pool=None, over=over)
+        masks = [encode(tokenizer, d).mask(over) for d in asked]
+        last = hidden_states(tiny, tokenizer, asked, [1, 2], pool="last", over=over)
+        mean = hidden_states(tiny, tokenizer, asked, [1, 2], pool="mean", over=over)
+        kept = hidden_states(tiny, tokenizer, asked, [1, 2], pool=None, over=over)
         for i, mask in enumerate(masks):
             assert torch.allclose(kept[i], every[i][mask], atol=1e-5)
             assert torch.allclose(last[i], every[i][mask][-1], atol=1e-5)
             assert torch.allclose(mean[i], every[i][mask].mean(0), atol=1e-5)
+
+
+def test_the_prompt_of_an_answered_dialogue_is_that_of_the_open_one(tiny, tokenizer):
+    """Behind the response ChatML has a newline, which is given to nobody."""
+    assert encode(tokenizer, DIALOGUES[0]).prompt[-1]
+    earlier = as_dialogue("A river?", "The Rhine.")
+    for before in ([], earlier):
+        answered = [[*before, *dialogue] for dialogue in DIALOGUES]
+        for pool in ("last", "mean"):
+            found, wanted = (
+                hidden_states(tiny, tokenizer, dialogues, [1, 2], pool)
+                for dialogues in (answered, [dialogue[:-1] for dialogue in answered])
+            )
+            assert relative(found, wanted) < 1e-4
 
 
 def test_nothing_above_the_highest_layer_is_computed(tiny, tokenizer):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xb_lite.dialogues import Dialogue, Encoding, encode
+from xb_lite.dialogues import Dialogue, encode
 
 # What to keep of one layer's output: [batch, token, dim] and [batch, token] masks to a list, an
 # item a dialogue.
@@ -48,7 +48,9 @@ def hidden_states(
         layers: decoder layers, counted from 0; the result has them in this order.
         pool: ``"last"`` (the last token of the mask), ``"mean"`` (over the mask), or None for every
             token of the mask.
-        over: the mask: ``"prompt"``, ``"response"``, ``"all"`` or ``"sink"`` (see ``Encoding``).
+        over: the mask: ``"prompt"``, ``"response"``, ``"all"`` or ``"sink"`` (see ``Encoding``). Of
+            the prompt here without what a template puts behind the last response (of ChatML a
+            newline): it is given to nobody, and has seen the response.
         max_length, sink_tokens: as in ``dialogues.encode``.
         batch_tokens: tokens in a batch, padding included; one longer dialogue is a batch alone.
 
@@ -66,14 +68,14 @@ def hidden_states(
         raise ValueError(f"pool is 'last', 'mean' or None, not {pool!r}.")
     layers = list(layers)
     _check_layers(model, layers)
-    encodings = [
+    rows = [
         _encode(tokenizer, i, dialogue, over, max_length, sink_tokens)
         for i, dialogue in enumerate(dialogues)
     ]
-    states: list[Tensor | None] = [None] * len(encodings)
-    with tqdm(total=len(encodings), desc="hidden states", delay=2, leave=False) as bar:
-        for batch in batches_by_length([len(e) for e in encodings], batch_tokens):
-            ids, attention, mask = _pad([encodings[i] for i in batch], over, tokenizer.pad_token_id)
+    states: list[Tensor | None] = [None] * len(rows)
+    with tqdm(total=len(rows), desc="hidden states", delay=2, leave=False) as bar:
+        for batch in batches_by_length([len(ids) for ids, _ in rows], batch_tokens):
+            ids, attention, mask = _pad([rows[i] for i in batch], tokenizer.pad_token_id)
             kept = _run(model, ids, attention, mask, layers, pools[pool])
             for i, *of_layers in zip(batch, *kept, strict=True):
                 states[i] = torch.stack(of_layers, dim=-2)
@@ -216,25 +218,28 @@ def _encode(
     over: str,
     max_length: int | None,
     sink_tokens: int,
-) -> Encoding:
+) -> tuple[Int[Tensor, " token"], Bool[Tensor, " token"]]:
+    """The tokens, and which of them count."""
     try:
         encoding = encode(tokenizer, dialogue, max_length, sink_tokens)
-        if not encoding.mask(over).any():
+        mask = encoding.mask(over)
+        if over == "prompt" and dialogue[-1]["role"] == "assistant" and encoding.response.any():
+            mask = mask & (torch.arange(len(mask)) < encoding.response.nonzero().max())
+        if not mask.any():
             raise ValueError(f"it has no {over} token")
     except ValueError as error:
         raise ValueError(f"dialogue {index}: {error}") from error
-    return encoding
+    return encoding.input_ids, mask
 
 
 def _pad(
-    encodings: list[Encoding], over: str, pad_id: int
+    rows: list[tuple[Tensor, Tensor]], pad_id: int
 ) -> tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
     # On the right, always: positions then count from 0 and no real token sees a padded one.
-    def pad(rows: list[Tensor], value: int) -> Tensor:
+    def pad(rows: Sequence[Tensor], value: int) -> Tensor:
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
-    ids = [encoding.input_ids for encoding in encodings]
-    masks = [encoding.mask(over) for encoding in encodings]
+    ids, masks = zip(*rows, strict=True)
     return pad(ids, pad_id), pad([torch.ones_like(row) for row in ids], 0), pad(masks, False)
 
 
