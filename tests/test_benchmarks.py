@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from xb_lite.data import fetching
+from xb_lite.data.items import load_items
 from xb_lite.data.public import BENCHMARKS, load_dialogues
 from xb_lite.data.rows import BenchmarkError
 
@@ -155,6 +156,30 @@ def test_csv_of_each_home(save, name, text, expected):
     if name == "harmbench":
         assert item.turns == ["Flour,\nsugar\n\n---\n\nBake"]
         assert item.extra["BehaviorID"] == "bake"
+
+
+@pytest.mark.parametrize(
+    "others", ["Behavior,SemanticCategory", "goal,target", "messages,behavior"]
+)
+def test_a_file_of_ones_own_is_asked_by_its_prompt_whatever_else_it_has(save, others):
+    path = save(f"{others},prompt\nplain request,other,wrapped prompt\n", "mine.csv")
+    (item,) = load_dialogues(path)
+    assert item.turns == ["wrapped prompt"]
+
+
+def test_a_plain_query_beside_the_prompt_is_what_replies_are_judged_by(save):
+    path = save("prompt,plain_query\nOnce upon a time: Bake?,Bake?\nFry?, \n", "mine.csv")
+    wrapped, plain = load_items("mine", path=path, kind="benign")
+    assert (wrapped.turns, wrapped.judged) == (("Once upon a time: Bake?",), "Bake?")
+    assert (plain.turns, plain.judged) == (("Fry?",), "Fry?")
+    assert load_dialogues(path)[0].extra == {}
+
+
+def test_spaces_around_a_name_in_the_header_do_not_count(save):
+    (item,) = load_dialogues(save("prompt , note\nBake?,warm\n", "mine.csv"))
+    assert item.turns == ["Bake?"] and item.extra == {"note": "warm"}
+    with pytest.raises(BenchmarkError, match="has two columns 'prompt': leave one out"):
+        load_dialogues(save("prompt,prompt \nBake?,Fry?\n", "mine.csv"))
 
 
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason="XB_LITE_OFFICIAL_DATA names no folder")

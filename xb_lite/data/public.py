@@ -43,17 +43,18 @@ class Benchmark:
     url: str | None
 
 
-def _read_specs() -> tuple[list[Layout], dict[str, Benchmark]]:
+def _read_specs() -> tuple[Layout, list[Layout], dict[str, Benchmark]]:
+    """The layout of files of one's own, all layouts, and the benchmarks."""
     specs = json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
     layouts = {name: Layout(**fields) for name, fields in specs["layouts"].items()}
     benchmarks = {
         name: Benchmark(name, **{**fields, "layout": layouts[fields["layout"]]})
         for name, fields in specs["benchmarks"].items()
     }
-    return list(layouts.values()), benchmarks
+    return layouts["prompts"], list(layouts.values()), benchmarks
 
 
-LAYOUTS, BENCHMARKS = _read_specs()
+OWN, LAYOUTS, BENCHMARKS = _read_specs()
 
 
 def load_dialogues(
@@ -82,7 +83,8 @@ def load_dialogues(
     else:
         source = Path(os.path.expanduser(name_or_path if path is None else path))
         data = _read(source, or_name=path is None)
-    layout, rows = parse(data, str(source), LAYOUTS)
+    # Of a file of your own "prompt" is asked, even where its other columns fit a benchmark better.
+    layout, rows = parse(data, str(source), LAYOUTS, first=OWN if benchmark is None else None)
     label = source.stem if benchmark is None else benchmark.name
     keep = layout.keep if benchmark is not None and layout is benchmark.layout else {}
     items, problems = [], []

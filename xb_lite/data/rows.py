@@ -45,19 +45,21 @@ class BenchmarkItem:
 class Layout:
     """The names a file has for things. ``dialogue``: a prompt, a list of turns or of messages.
 
-    ``context`` is text that a request is about. ``keep``: per field, the values of the rows that
-    belong to the benchmark; it counts only where the benchmark was asked for by name.
+    ``target`` is in every row; ``plain`` is the same where rows may leave it out. ``context`` is
+    text that a request is about. ``keep``: per field, the values of the rows that belong to the
+    benchmark; it counts only where the benchmark was asked for by name.
     """
 
     dialogue: str
     target: str | None = None
+    plain: str | None = None
     category: str | None = None
     context: str | None = None
     keep: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def fields(self) -> set[str]:
-        named = {self.dialogue, self.target, self.category, self.context}
+        named = {self.dialogue, self.target, self.plain, self.category, self.context}
         return (named | self.keep.keys()) - {None}
 
 
@@ -78,8 +80,11 @@ PACKED = {  # first bytes of files that hold a table in another way
 Rows = list[tuple[int, object]]  # row number from 1; a MalformedError stands for an unreadable row
 
 
-def parse(data: bytes, source: str, layouts: Sequence[Layout]) -> tuple[Layout, Rows]:
-    """The file's rows, of whatever format it is, and which of ``layouts`` they have.
+def parse(
+    data: bytes, source: str, layouts: Sequence[Layout], first: Layout | None = None
+) -> tuple[Layout, Rows]:
+    """The file's rows, of whatever format it is, and which of ``layouts`` they have: ``first``
+    where its dialogue is there, otherwise the one of which most fields are.
 
     Raises:
         BenchmarkError: ``source`` is not text, is empty, or has none of the layouts.
@@ -100,7 +105,10 @@ def parse(data: bytes, source: str, layouts: Sequence[Layout]) -> tuple[Layout, 
     fields, rows = (_json if text.lstrip()[0] in "{[" else _csv)(text, source)
     if not rows:
         raise BenchmarkError(f"{source} has no rows.")
-    layout = max(layouts, key=lambda known: (known.dialogue in fields) * len(known.fields & fields))
+    layout = max(
+        layouts,
+        key=lambda known: (known.dialogue in fields, known is first, len(known.fields & fields)),
+    )
     if layout.dialogue not in fields:
         known = ", ".join(dict.fromkeys(known.dialogue for known in layouts))
         raise BenchmarkError(
@@ -159,7 +167,7 @@ def _csv(text: str, source: str) -> tuple[set[str], Rows]:
                 table.append(columns)
     except csv.Error as error:
         broken = MalformedError(f"is not CSV ({error}), nor can anything after it be read")
-    header = table[0] if table else []
+    header = [name.strip() for name in table[0]] if table else []
     if twice := [name for name in header if header.count(name) > 1]:
         raise BenchmarkError(f"{source} has two columns {twice[0]!r:.60}: leave one out.")
     rows: Rows = []
@@ -189,14 +197,17 @@ def as_item(row: object, layout: Layout, label: str) -> BenchmarkItem:
     if not isinstance(row, dict):
         raise MalformedError(f"is {type(row).__name__}, not an object with fields")
     dialogue = _dialogue(row.get(layout.dialogue), layout.dialogue)
-    target = _text(row.get(layout.target), layout.target) if layout.target else None
+    if layout.target:
+        target = _text(row.get(layout.target), layout.target)
+    else:
+        target = _optional(row, layout.plain)
     category, context = _optional(row, layout.category), _optional(row, layout.context)
     # The official HarmBench file has under "behavior" the request, all others have the category.
     if target is None and category is not None and category == dialogue[-1]["content"]:
         target, category = category, None
     if context is not None:  # joined as HarmBench and the official code do
         dialogue[-1]["content"] = in_context(context, dialogue[-1]["content"])
-    used = {layout.dialogue, layout.target, layout.category}
+    used = {layout.dialogue, layout.target, layout.plain, layout.category}
     extra = {name: value for name, value in row.items() if name not in used}
     return BenchmarkItem(label, dialogue, target, category, extra, context)
 
