@@ -263,6 +263,16 @@ def test_another_model_is_another_run(tree, capsys, monkeypatch):
         assert notebook_files.code_cells(made)[0].outputs[0].text == f"{model}\n"
 
 
+def test_a_model_in_a_folder_is_found_from_where_a_notebook_runs(tree, monkeypatch):
+    (tree / "my_model").mkdir()
+    write(tree, notebook("import os; print(os.path.isdir(os.environ['XB_MODEL']))"))
+    monkeypatch.chdir(tree)
+    monkeypatch.setenv("XB_MODEL", "./my_model")
+    assert execute.main(["--into", "_build/executed"], root=tree) == 0
+    made = notebook_files.read(tree / "_build" / "executed" / "00_toy.ipynb")
+    assert notebook_files.code_cells(made)[0].outputs[0].text == "True\n"
+
+
 def test_a_report_runs_into_its_folder(tree):
     made = notebook("print(1)")
     (tree / "notebooks" / "reports").mkdir()

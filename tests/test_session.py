@@ -46,6 +46,14 @@ def test_the_readers_model_is_chosen_in_one_place(monkeypatch, capsys):
         assert session.start().model == model
 
 
+def test_of_a_model_in_a_folder_the_last_name_is_printed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_model").mkdir()
+    monkeypatch.setenv("XB_MODEL", str(tmp_path / "my_model"))
+    assert session.start().model == str(tmp_path / "my_model")
+    said = capsys.readouterr().out
+    assert "tier cpu, my_model\n" in said and str(tmp_path) not in said
+
+
 def test_scatter_gives_each_kind_its_color_and_marker():
     figures.use_style()
     _, ax = plt.subplots()

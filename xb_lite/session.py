@@ -18,7 +18,7 @@ import transformers
 
 from xb_lite.figures import use_style
 from xb_lite.models.cached import DEFAULT
-from xb_lite.models.loading import ALIGNED, precision_of
+from xb_lite.models.loading import ALIGNED, precision_of, without_place
 from xb_lite.models.precision import Precision
 
 PROFILES = ("smoke", "quick", "full")
@@ -61,7 +61,8 @@ class Session:
     def __str__(self) -> str:
         versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "xb-lite"))
         return (
-            f"profile {self.profile}, tier {self.tier}, {self.model}\n{self.precision}\n"
+            f"profile {self.profile}, tier {self.tier}, {without_place(self.model)}\n"
+            f"{self.precision}\n"
             f"Python {platform.python_version()}, {versions}"
         )
 

@@ -344,6 +344,9 @@ def main(arguments=None, root=ROOT):
     # The environment's own kernel, whatever kernels the reader has registered.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     signal.signal(signal.SIGTERM, end)
+    # A notebook runs in an empty folder, from which a relative path leads nowhere.
+    if os.path.isdir(model := os.environ.get("XB_MODEL", "")):
+        os.environ["XB_MODEL"] = os.path.abspath(model)
     folder = root / "notebooks"
     into = folder if chosen.in_place else (root / chosen.into).resolve()
     stamps = root / "_build" / "in_place" if chosen.in_place else into
