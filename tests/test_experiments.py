@@ -565,6 +565,24 @@ def test_a_result_says_what_was_evaluated(tmp_path, monkeypatch):
     assert setting["training_seed"] is None
 
 
+@pytest.mark.parametrize(
+    "fields", [{"method": "mine"}, {"separate_target": "mine"}, {"mine": 1}], ids=str
+)
+def test_an_adapter_by_a_recipe_that_cannot_be_read_is_evaluated(fields, tmp_path, monkeypatch):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    recipe = {**as_fields(load_recipe("x-boundary-smollm2-135m")), **fields}
+    adapter = {"run": {"recipe": recipe, "seed": 3}, "digest": "d"}
+    subject = Subject("m", "m", Polite(), defense="mine", adapter=adapter)
+    items = plan(["harmful"], [], limit=1)
+    found = read_result(
+        evaluate_subject(
+            subject, items, choose_precision(), Decoding(), tmp_path, judged_by=[XSTEST]
+        )
+    )
+    assert found["setting"]["changes"] == {} and found["setting"]["method"] == recipe["method"]
+    assert found["adapter"]["run"]["recipe"] == recipe
+
+
 def test_a_server_has_a_precision_and_a_machine_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
     polite = Subject("polite", "polite", Polite())

@@ -22,7 +22,7 @@ from xb_lite.intention.defenses import Defended
 from xb_lite.judges.named import judges
 from xb_lite.judges.strings import Judge
 from xb_lite.models.precision import Precision
-from xb_lite.recipes import METHODS, changes_of
+from xb_lite.recipes import METHODS, RecipeError, changes_of
 from xb_lite.replies.shares import ask_shared, processes
 from xb_lite.replies.subjects import Subject
 from xb_lite.replies.types import Decoding
@@ -38,7 +38,8 @@ def setting_of(
 ) -> dict[str, object]:
     """What a result says was evaluated and how (``results.SETTING``), as JSON can hold it.
 
-    ``changes`` are those of the recipe that comes with the package for the method and model;
+    ``changes`` are those of the recipe that comes with the package for the method and model, and
+    empty where this package cannot read the adapter's recipe, as one of a fork's method;
     ``strength`` is 1 for an adapter as it was trained, None where nothing was. The method of an
     adapter that does not say how it was trained, as one from the hub, is ``adapter``.
     """
@@ -49,7 +50,7 @@ def setting_of(
     return {
         "defense": subject.defense,
         "method": "+".join(filter(None, methods)) or "none",
-        "changes": changes_of(METHODS[recipe["method"]](**recipe)) if recipe else {},
+        "changes": _changes(recipe),
         "strength": run.get("strength", 1.0) if subject.adapter else subject.strength,
         "training_seed": run.get("seed"),
         "decoding": decoding.settings(),
@@ -57,6 +58,14 @@ def setting_of(
         "precision": subject.identity(precision)["precision"],
         "tasks": list(tasks),
     }
+
+
+def _changes(recipe: dict) -> dict[str, object]:
+    try:
+        read = METHODS[recipe["method"]](**recipe)
+    except (KeyError, TypeError, RecipeError):  # the result has it whole, under ``adapter``
+        return {}
+    return changes_of(read)
 
 
 def evaluate_subject(
