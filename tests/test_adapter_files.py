@@ -20,7 +20,7 @@ from xb_lite.models.adapter_files import FIELDS, AdapterError, read_adapter, rea
 from xb_lite.models.adapters import merged, scale_adapter
 from xb_lite.models.loading import load_defended, model_digest
 from xb_lite.models.precision import Precision
-from xb_lite.training.lora import TrainingError, clear_disk_errors
+from xb_lite.training.lora import BEGUN, TrainingError, clear_disk_errors
 from xb_lite.training.run import train
 
 EXACT = Precision("cpu", torch.float32, None, "tests")
@@ -343,6 +343,7 @@ def test_only_errors_of_the_folder_are_said_to_be_of_its_disk(
 
 def test_a_finished_run_that_was_killed_while_clearing_up_is_cleared_up(copy, tokenizer):
     (copy / "checkpoints" / "checkpoint-25").mkdir(parents=True)
+    (copy / BEGUN).write_text("{}")
     (copy / ".part-xyz").mkdir()
     base = tiny_model(tokenizer, num_hidden_layers=4)
     train(RECIPE, base, tokenizer, tiny_sets(), copy, EXACT)

@@ -258,6 +258,10 @@ def test_what_cannot_be_scaled(trained, copy, tmp_path):
     with pytest.raises(ValueError, match="has a README.md of its own: name another folder"):
         scale_adapter(trained[0], 0.5, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["README.md"]
+    shutil.copytree(trained[0], tmp_path / "another", ignore=lambda *_: ["run.json"])
+    (tmp_path / "another" / "README.md").write_text("The card of an adapter from elsewhere.")
+    with pytest.raises(ValueError, match="has a README.md of its own: name another folder"):
+        scale_adapter(trained[0], 0.5, tmp_path / "another")
     with pytest.raises(ValueError, match="holds another adapter: name another folder"):
         scale_adapter(trained[0], 0.5, copy)
     (copy / "run.json").unlink()

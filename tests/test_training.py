@@ -33,7 +33,7 @@ from xb_lite.losses import step as steps
 from xb_lite.losses.batch import collate
 from xb_lite.losses.step import Reference, counted, forward, masks, step_terms, token_counts
 from xb_lite.losses.terms import Terms, coefficients
-from xb_lite.models.adapters import WEIGHTS, merged, read_run
+from xb_lite.models.adapters import CARD, WEIGHTS, merged, read_run
 from xb_lite.models.cached import DEFAULT, SPECS, cached_model
 from xb_lite.models.packing import NAME, by_row
 from xb_lite.models.precision import Precision
@@ -569,6 +569,82 @@ def test_without_resume_a_run_begins_anew(tmp_path, tokenizer, often, finished):
     assert found.curve == wanted.curve == seen
     assert equal(weights(folder), weights(tmp_path / "whole"))
     assert (folder / "notes.txt").exists()
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_checkpoints_that_no_run_here_began_are_refused_and_stay(tmp_path, tokenizer, often):
+    with pytest.raises(Killed):
+        run(tokenizer, tmp_path / "stale", on_step=kill(3))
+    (tmp_path / "stale" / runs.BEGUN).unlink()
+    for name in ("notes", "file"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "notes" / "checkpoints").mkdir()
+    (tmp_path / "notes" / "checkpoints" / "notes.txt").write_text("of the reader's own")
+    (tmp_path / "file" / "checkpoints").write_text("of the reader's own")
+    before = files_of(tmp_path)
+    for folder in tmp_path.iterdir():
+        for resume in (True, False):
+            words = "checkpoints is not of a run that was begun here .*: take another folder, or"
+            with pytest.raises(TrainingError, match=words):
+                run(tokenizer, folder, seed=1, resume=resume)
+    assert files_of(tmp_path) == before
+
+
+def test_a_kill_while_a_run_is_noted_down_is_no_foreign_run(tmp_path, tokenizer):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "begun.json.123.part").write_text("{")
+    run(tokenizer, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_finished_run_leaves_checkpoints_of_others_beside_it(tmp_path, tokenizer):
+    first = run(tokenizer, tmp_path)
+    (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    assert run(tokenizer, tmp_path) == first
+    assert (tmp_path / "checkpoints" / "checkpoint-2").exists()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_after_a_kill_while_clearing_up_no_half_checkpoint_is_gone_on_with(
+    tmp_path, tokenizer, often, monkeypatch, resume
+):
+    def killed(folder, **_):
+        for path in folder.rglob("optimizer.pt"):
+            path.unlink()
+        raise Killed
+
+    run(tokenizer, tmp_path / "whole")
+    folder = tmp_path / "mine"
+    with pytest.raises(Killed):
+        run(tokenizer, folder, on_step=kill(3))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(runs.shutil, "rmtree", killed)
+        run(tokenizer, folder, resume=False)
+    seen = []
+    run(tokenizer, folder, on_step=seen.append, resume=resume)
+    assert [row["step"] for row in seen] == [1, 2, 3, 4]
+    assert equal(weights(folder), weights(tmp_path / "whole"))
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_readme_of_the_readers_own_is_refused_before_training(tmp_path, tokenizer, resume):
+    (tmp_path / CARD).write_text("A page of mine.")
+    with pytest.raises(TrainingError, match=f"has a {CARD} of its own, .*take another folder"):
+        run(tokenizer, tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == [CARD]
+    assert (tmp_path / CARD).read_text() == "A page of mine."
+
+
+def test_the_card_of_a_run_that_is_begun_anew_is_in_nobodys_way(tmp_path, tokenizer):
+    wanted = run(tokenizer, tmp_path)
+    with pytest.raises(Killed):
+        run(tokenizer, tmp_path, resume=False, on_step=kill(2))
+    assert (tmp_path / CARD).exists() and not (tmp_path / WEIGHTS).exists()
+    assert run(tokenizer, tmp_path).curve == wanted.curve
 
 
 def test_seeds_differ_and_the_same_one_is_the_same(tmp_path, tokenizer):

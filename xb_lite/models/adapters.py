@@ -42,6 +42,8 @@ from xb_lite.models.adapter_files import (
 
 VERSIONS = ("xb-lite", "torch", "transformers", "peft")
 CARD = "README.md"
+# By this sentence a card is known as one of this book.
+SIGNED = "Made by the book on defending chat models against jailbreaks"
 PART = ".part-"  # of what is being written
 
 
@@ -114,10 +116,18 @@ def scale_adapter(
     run = {**run, "strength": strength * run.get("strength", 1.0)}
     if (there := read_run(into)) is not None and there["run"] != run:
         raise ValueError(f"{into} holds another adapter: name another folder, or delete it first.")
-    if (into / CARD).exists() and not (into / WEIGHTS).exists():  # which is written before the card
+    if has_other_card(into):
         raise ValueError(f"{into} has a {CARD} of its own: name another folder.")
     _write(into, scaled, adapter.config, {**ended, "run": run})
     return into
+
+
+def has_other_card(folder: Path) -> bool:
+    """Whether there is a README.md in a folder that no adapter of this book brought."""
+    card = folder / CARD
+    if not card.is_file():
+        return card.exists()
+    return SIGNED not in card.read_text(encoding="utf-8", errors="replace")
 
 
 def _write(
@@ -297,7 +307,7 @@ language: en
 
 # A defense of {recipe.get("model", base)}
 
-LoRA adapter, fp16. Made by the book on defending chat models against jailbreaks; the base model's
+LoRA adapter, fp16. {SIGNED}; the base model's
 weights are those with the digest below, and its licence holds.
 
 {table({k: v for k, v in run.items() if k != "recipe"})}

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from xb_lite.hidden import decoder_layers
 from xb_lite.losses.batch import Pair
 from xb_lite.models.adapter_files import read_run
+from xb_lite.models.adapters import CARD, has_other_card
 from xb_lite.models.packing import relative_error
 from xb_lite.recipes import Budget, Recipe, RecipeError
 from xb_lite.recipes.kinds import LINEAR
 from xb_lite.training.baselines import BY_TRL, import_trl
-from xb_lite.training.lora import TrainingError, passes
+from xb_lite.training.lora import BEGUN, TrainingError, passes
 
 ROUNDING = 0.05  # relative error of states that bf16 weights can have
 
@@ -69,7 +70,8 @@ def check_place(recipe: Budget, folder: Path, resume: bool) -> None:
 
     Raises:
         TrainingError: a package is missing, the processes cannot share a step or the weights, or
-            the folder cannot be written to.
+            the folder cannot be written to, or has checkpoints or a README.md in it that are not of
+            a run.
     """
     if resume and read_run(folder) is not None:
         return
@@ -85,6 +87,31 @@ def check_place(recipe: Budget, folder: Path, resume: bool) -> None:
         raise TrainingError(
             f"the folder {folder} cannot be written to ({error.strerror}): take another."
         ) from error
+    _check_own(folder)
+
+
+def _check_own(folder: Path) -> None:
+    """Whether what a run in ``folder`` would go on from, remove or write over is a run's.
+
+    Raises:
+        TrainingError: it is not.
+    """
+    begun = folder / BEGUN
+    place = begun.parent
+    # Listed once: meanwhile another process may clear the place and begin.
+    there = [path.name for path in place.glob("*")]
+    # A kill while the first file is written leaves a part of it alone.
+    others = [name for name in there if not name.startswith(begun.name)]
+    if place.is_file() or (others and begun.name not in there):
+        raise TrainingError(
+            f"{place} is not of a run that was begun here ({begun.name} is missing): take another "
+            "folder, or move it away."
+        )
+    if has_other_card(folder):
+        raise TrainingError(
+            f"{folder} has a {CARD} of its own, which the adapter's would replace: take another "
+            "folder, or move it away."
+        )
 
 
 def check_shared_weights(recipe: Budget) -> None:

@@ -298,9 +298,14 @@ def take_up(folder: Path, run: dict, resume: bool) -> list[dict[str, float]] | N
 
 
 def clear(folder: Path) -> None:
-    """Remove what a run needs while it is under way, and what a killed one left of its adapter."""
-    for made in (folder / "checkpoints", *folder.glob(f"{PART}*")):
-        shutil.rmtree(made, ignore_errors=True)
+    """Remove what a run needs while it is under way, and what a killed one left of its adapter.
+    Checkpoints that no run here began stay."""
+    for part in folder.glob(f"{PART}*"):
+        shutil.rmtree(part, ignore_errors=True)
+    if (begun := folder / BEGUN).exists():
+        # Renamed first: of checkpoints that a kill left by halves a later run would go on.
+        aside = begun.parent.rename(folder / f"{PART}checkpoints")
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def last_checkpoint(folder: Path) -> str | None:

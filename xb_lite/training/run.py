@@ -89,9 +89,9 @@ def train(
     Raises:
         RecipeError: the model or the sets do not fit the recipe, or the seed is none; before
             training.
-        TrainingError: the folder has another run in it or cannot be written to; the loss is not
-            finite, and the adapter of the last good step is saved; there is not enough memory; or
-            a package is missing.
+        TrainingError: the folder has another run in it, or checkpoints or a README.md that are not
+            of a run, or cannot be written to; the loss is not finite, and the adapter of the last
+            good step is saved; there is not enough memory; or a package is missing.
         KeyboardInterrupt: it was stopped; the same call goes on.
     """
     check_seed(seed)
