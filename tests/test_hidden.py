@@ -104,6 +104,14 @@ def test_padding_side_and_batch_do_not_matter(tiny, tokenizer, padding_side, poo
     assert relative(backwards, alone) < 1e-4
 
 
+def test_a_tokenizer_needs_no_token_to_pad_with(tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.pad_token = None
+    model = tiny_model(tokenizer)
+    found, wanted = (hidden_states(model, each, DIALOGUES, [1]) for each in (own, tokenizer))
+    assert torch.equal(found, wanted)
+
+
 def test_equal_to_left_padded_transformers(tiny, tokenizer):
     wanted, lengths = reference(tiny, tokenizer, DIALOGUES, padding_side="left")
     found = hidden_states(tiny, tokenizer, DIALOGUES, [2], pool="last", over="all")

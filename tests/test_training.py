@@ -3,6 +3,7 @@
 Run as a program, this file is one of two processes that train together.
 """
 
+import copy
 import json
 import math
 import os
@@ -235,6 +236,15 @@ def test_neither_order_nor_padding_changes_a_step(tmp_path, tokenizer, variant):
     for terms in found[1:]:
         assert torch.allclose(terms, found[0], rtol=1e-5, atol=1e-7)
     assert (found[0] > 0).tolist() == [True, True, recipe.separate is not None]
+
+
+def test_a_tokenizer_needs_no_token_to_pad_with(tmp_path, tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.pad_token = None
+    found, wanted = (
+        run(each, tmp_path / str(i), steps=2) for i, each in enumerate((own, tokenizer))
+    )
+    assert found.curve == wanted.curve
 
 
 def test_which_tokens_each_term_is_over(tokenizer):

@@ -111,6 +111,12 @@ def encode(
     return Encoding(ids, ~response & ~sink, response & ~sink, sink, n_cut)
 
 
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token to fill rows up with. Whoever reads such rows masks it, so that where a tokenizer
+    names none any will do."""
+    return 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
 def check_dialogue(dialogue: Dialogue) -> None:
     """Raise a ValueError that names the first message that is not one."""
     if isinstance(dialogue, str) or not isinstance(dialogue, Sequence) or not dialogue:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xb_lite.dialogues import Dialogue, encode
+from xb_lite.dialogues import Dialogue, encode, padding_id
 
 # What to keep of one layer's output: [batch, token, dim] and [batch, token] masks to a list, an
 # item a dialogue.
@@ -75,7 +75,7 @@ def hidden_states(
     states: list[Tensor | None] = [None] * len(rows)
     with tqdm(total=len(rows), desc="hidden states", delay=2, leave=False) as bar:
         for batch in batches_by_length([len(ids) for ids, _ in rows], batch_tokens):
-            ids, attention, mask = _pad([rows[i] for i in batch], tokenizer.pad_token_id)
+            ids, attention, mask = _pad([rows[i] for i in batch], padding_id(tokenizer))
             kept = _run(model, ids, attention, mask, layers, pools[pool])
             for i, *of_layers in zip(batch, *kept, strict=True):
                 states[i] = torch.stack(of_layers, dim=-2)

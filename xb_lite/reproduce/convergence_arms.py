@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from transformers import PreTrainedModel
 
+from xb_lite.dialogues import padding_id
 from xb_lite.hidden import decoder_layers, lowest_layers
 from xb_lite.losses.batch import Pair, collate
 from xb_lite.losses.step import Reference, ReferenceStates, forward, masks, step_terms, token_counts
@@ -179,7 +180,7 @@ def train_arm(
     ):
         learned = [p for p in learning.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=recipe.learning_rate, weight_decay=0.0)
-        reference = Reference(recipe, pairs, tokenizer.pad_token_id, seed)
+        reference = Reference(recipe, pairs, padding_id(tokenizer), seed)
         for step in range(recipe.steps + 1):
             with as_it_replies(model, above, attention):
                 for name, found in look(step, learning).items():
@@ -187,7 +188,7 @@ def train_arm(
             if step == recipe.steps:
                 break
             some: list[Pair] = pairs[step * recipe.pairs : (step + 1) * recipe.pairs]
-            batch = collate(some, tokenizer.pad_token_id)
+            batch = collate(some, padding_id(tokenizer))
             with precision.autocast():
                 before = reference.of(learning, learning, batch)
                 if target is not None:

@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from xb_lite import losses
+from xb_lite.dialogues import padding_id
 from xb_lite.hidden import lowest_layers
 from xb_lite.losses.batch import Pair
 from xb_lite.losses.step import Reference, forward, step_terms, token_counts
@@ -177,7 +178,7 @@ class XBoundaryTrainer(PairTrainer):
         seed: int = 0,
     ) -> None:
         super().__init__(recipe, model, tokenizer, pairs, folder, precision, seed)
-        self.reference = Reference(recipe, pairs, tokenizer.pad_token_id, seed)
+        self.reference = Reference(recipe, pairs, padding_id(tokenizer), seed)
 
     def counts(self, batch):
         return token_counts(self.recipe, batch)

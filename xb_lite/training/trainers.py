@@ -23,6 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from xb_lite.dialogues import padding_id
 from xb_lite.losses.batch import Pair, collate
 from xb_lite.models.precision import Precision
 from xb_lite.recipes import Budget
@@ -84,7 +85,7 @@ class PairTrainer(InOrder, Trainer):
             model=model,
             args=arguments(recipe, folder, precision, seed),
             train_dataset=list(pairs),
-            data_collator=lambda some: collate(some, tokenizer.pad_token_id),
+            data_collator=lambda some: collate(some, padding_id(tokenizer)),
         )
         self.model_accepts_loss_kwargs = True  # compute_loss is given the counts of the whole step
         self.recipe = recipe
