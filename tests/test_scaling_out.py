@@ -51,6 +51,24 @@ def test_accelerate_knows_every_field_of_a_config(path):
         assert own <= plugin.keys() | {"version"}
 
 
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_on_several_nodes_each_starts_its_own_processes_of_deepspeed(name, monkeypatch):
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+
+    ready = []
+    monkeypatch.setattr(launch, "deepspeed_launcher", ready.append)
+    words = ["--config_file", str(folder() / f"{name}.yaml"), "--num_machines", "2"]
+    words += ["--machine_rank", "1", "--num_processes", "8", "--main_process_ip", "head"]
+    words += ["--main_process_port", "29500", "-m", "xb_lite", "train"]
+    launch.launch_command(launch.launch_command_parser().parse_args(words))
+    (args,) = ready
+    command, _ = prepare_deepspeed_cmd_env(args)
+    assert command is None  # of the launcher of DeepSpeed, which would want a hostfile
+    assert (args.nnodes, args.node_rank, args.nproc_per_node) == ("2", 1, "4")
+    assert args.rdzv_endpoint == "head:29500"
+
+
 @pytest.mark.parametrize(
     ("told", "way"),
     [
