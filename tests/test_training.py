@@ -33,7 +33,7 @@ from xb_lite.hidden import lowest_layers, watch_layers
 from xb_lite.losses import step as steps
 from xb_lite.losses.batch import collate
 from xb_lite.losses.step import Reference, counted, forward, masks, step_terms, token_counts
-from xb_lite.losses.terms import Terms, coefficients
+from xb_lite.losses.terms import Terms, centroid, coefficients
 from xb_lite.models.adapters import CARD, WEIGHTS, merged, read_run
 from xb_lite.models.cached import DEFAULT, SPECS, cached_model
 from xb_lite.models.packing import NAME, by_row
@@ -264,6 +264,23 @@ def test_which_tokens_each_term_is_over(tokenizer):
         assert torch.equal(by_term["erase"], every[:n] & ~changed[:, None])
         assert torch.equal(by_term["retain"], every[n:])
     assert (prompt & changed[:, None]).any() and not every[:, 0].any()  # the sink
+
+
+def test_the_common_centroid_is_of_the_first_boundary_safe_items_in_training(
+    tokenizer, monkeypatch
+):
+    monkeypatch.setattr(steps, "CENTROID_ROWS", 3)
+    recipe = tiny_recipe(separate="as_described", boundary_share=0.5)
+    pairs = draw_pairs(recipe, SETS, tokenizer, seed=0)
+    first = list({p.keep.number: p for p in pairs if p.boundary}.values())[:3]
+    model = model_of(tokenizer)
+    with lowest_layers(model, recipe.lora_layers), adapted(model, recipe, 0) as learning:
+        found = Reference(recipe, pairs, 3).of(learning, learning, collate(pairs[:4], 3)).centroid
+        batch = collate(first, 3)
+        states = steps.forward(learning, learning, batch, recipe)  # the adapter is at its start
+    for layer in recipe.target_layers:
+        wanted = centroid(states[layer][3:], counted(batch)[3:]).mean(dim=0)
+        assert torch.allclose(found[layer], wanted.expand(4, -1), atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -176,7 +176,8 @@ class Reference:
     def _common_centroid(
         self, model: nn.Module, peft_model: PeftModel, device: torch.device
     ) -> dict[int, Tensor]:
-        """The mean of the centroids of the boundary-safe items with their compliant answers."""
+        """The mean of the centroids of boundary-safe items with their compliant answers: of the
+        first ``CENTROID_ROWS`` in the order of training."""
         by_number = {pair.keep.number: pair for pair in self.boundary}
         pairs, layers = list(by_number.values())[:CENTROID_ROWS], self.recipe.target_layers
         found: dict[int, list[Tensor]] = {layer: [] for layer in layers}

@@ -40,8 +40,9 @@ def separate(state: State, centroid: Float[Tensor, "batch dim"]) -> Float[Tensor
 
     - ``as_coded``: the request tokens of a boundary-safe prompt, away from the centroid of that
       prompt with its compliant answer. What the official code does.
-    - ``as_described``: the response tokens of harmful items, away from the centroid of all
-      boundary-safe items. What the paper's abstract says, as we read it.
+    - ``as_described``: the response tokens of harmful items, away from the common centroid of
+      boundary-safe items (of a run's first 128, see ``step.CENTROID_ROWS``). What the paper's
+      abstract says, as we read it.
     - ``refusal``: the tokens of a refusal to a boundary-safe prompt, away from the centroid of that
       prompt with its compliant answer. What the official code's data suggest was meant.
 

@@ -78,7 +78,9 @@ def sft(
 ) -> Trainer:
     """Supervised fine-tuning on refusals, mixed with answers to keep, by trl's SFTTrainer.
 
-    Minimises the mean negative log-likelihood of all response tokens of a step; ``weight`` is 1.
+    Minimises the mean negative log-likelihood of the tokens of all completions of a step; by trl a
+    completion is the last assistant turn alone, with what the template writes behind its
+    end-of-turn token. ``weight`` is 1.
     Source: Safety-Tuned LLaMAs (arXiv 2309.07875), which mixes refusals into instruction data.
 
     Args:
@@ -108,8 +110,8 @@ def dpo(
     """Direct preference optimisation (arXiv 2305.18290), by trl's DPOTrainer; ``weight`` is beta.
 
     To a harmful request the refusal is preferred to the response. DPO has no term that keeps
-    anything, so the items to keep are preferences as well: their own answer to the refusal. The
-    reference is the model without the adapter. Arguments as in ``sft``.
+    anything, so the items to keep are preferences as well: their own answer to the refusal. Each is
+    a completion as in ``sft``. The reference is the model without the adapter. Arguments as there.
     """
     trl = import_trl()
 

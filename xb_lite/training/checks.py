@@ -142,8 +142,8 @@ def check_shared_weights(recipe: Budget) -> None:
         )
     if recipe.separate == "as_described":
         raise TrainingError(
-            f"separate is as_described, which cannot be with {way}: its common centroid is "
-            "computed before the first step. Take another variant, or DDP."
+            f"separate is as_described, which cannot be with {way}: its common centroid takes "
+            "passes of its own inside the first step. Take another variant, or DDP."
         )
 
 

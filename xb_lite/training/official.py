@@ -43,8 +43,8 @@ class Tags(NamedTuple):
     separator: str = ""
 
 
-# By a part of the model's name, in this order. Of Qwen and Gemma the separator ends a turn that the
-# assistant's tag ended already.
+# By a part of the model's name, in this order. Qwen's separator ends a turn that the assistant's
+# tag ended already; that of Mistral and Gemma is a space.
 FAMILIES = {
     "llama": Tags(
         "<|start_header_id|>user<|end_header_id|>\n\n",
