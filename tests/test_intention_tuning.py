@@ -14,7 +14,7 @@ from xb_lite.intention.prompts import STAGE_2, first_stage, restates
 from xb_lite.models.adapters import merged
 from xb_lite.models.likelihood import response_log_probs
 from xb_lite.models.precision import Precision
-from xb_lite.recipes import load_recipe
+from xb_lite.recipes import RecipeError, load_recipe
 from xb_lite.training.intention_tuning import draw
 from xb_lite.training.run import train
 
@@ -61,6 +61,15 @@ def test_only_benign_requests_are_trained_on_and_both_replies_are_learned(tokeni
     said = tokenizer.decode(whole.encoding.input_ids[whole.encoding.response])
     assert said.startswith(whole.dialogue[1]["content"])
     assert whole.dialogue[3]["content"] in said and STAGE_2 not in said
+
+
+def test_a_share_of_dialogues_is_refused_for_the_intention_would_not_be_learned(
+    tmp_path, tokenizer
+):
+    recipe = small(multi_turn_share=0.25)
+    with pytest.raises(RecipeError, match="multi_turn_share is 0.25; it must be 0"):
+        train(recipe, tiny_model(tokenizer), tokenizer, SETS, tmp_path / "a", EXACT)
+    assert not (tmp_path / "a").exists()
 
 
 def test_it_learns_the_stages_and_keeps_what_was_said_before(tmp_path, tokenizer):

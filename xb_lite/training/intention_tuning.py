@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xb_lite.intention.examples import benign
 from xb_lite.losses.batch import Pair
-from xb_lite.recipes import Baseline
+from xb_lite.recipes import Baseline, RecipeError
 from xb_lite.training.baselines import RefusalTuning
 from xb_lite.training.draw import draw_pairs
 from xb_lite.training.sets import Sets
@@ -24,11 +24,16 @@ def draw(recipe: Baseline, sets: Sets, tokenizer: PreTrainedTokenizerBase, seed:
     answer, both of which are learned, and one to keep, by the recipe's shares.
 
     Raises:
-        RecipeError: a set that the recipe needs is empty.
+        RecipeError: a set that the recipe needs is empty, or it asks for dialogues, of which the
+            last exchange alone would be learned.
         ValueError: an item cannot be encoded.
     """
-    worked = {"harmful": benign(), "harmful_dialogues": benign()}
-    return draw_pairs(recipe, sets.having("written", **worked), tokenizer, seed)
+    if recipe.multi_turn_share:
+        raise RecipeError(
+            f"multi_turn_share is {recipe.multi_turn_share}; it must be 0: of a dialogue the last "
+            "exchange alone is learned, and the intention is stated before it."
+        )
+    return draw_pairs(recipe, sets.having("written", harmful=benign()), tokenizer, seed)
 
 
 class IntentionTuning(RefusalTuning):
