@@ -131,6 +131,13 @@ def test_the_loss_s_gradient_is_the_sum_of_the_terms(subject, monkeypatch):
             assert one[term] == pytest.approx(other[term], rel=1e-3, abs=1e-5)
 
 
+def test_an_arm_learns_by_one_mean_of_erase_and_separate_too(subject, curves):
+    recipe = replace(small(2), separate_weight=None)
+    one = train_arm(subject, recipe, {}, 0, tiny_sets(), EXACT, unseen)["curve"]
+    assert 0 < one[0]["separate"] < curves["separate"][0]["separate"]  # by the tokens of both
+    assert one[1]["erase gradient"] > 0
+
+
 def test_targets_keep_what_they_should():
     recipe = small(1)
     old, states = torch.randn(4, 32), torch.randn(4, 5, 32)

@@ -22,7 +22,7 @@ from xb_lite.hidden import decoder_layers, lowest_layers
 from xb_lite.losses.batch import Pair, collate
 from xb_lite.losses.step import Reference, ReferenceStates, forward, masks, step_terms, token_counts
 from xb_lite.losses.targets import random_centroid, random_direction
-from xb_lite.losses.terms import Terms, centroid, coefficients
+from xb_lite.losses.terms import Terms, centroid, coefficients, total
 from xb_lite.models.packing import by_row
 from xb_lite.models.precision import Precision
 from xb_lite.recipes import Recipe, load_recipe, own_recipe
@@ -216,12 +216,9 @@ def _gradients(terms: Terms, learned: list[Tensor], recipe: Recipe, step: int) -
     """Sets the gradient of the loss; at some steps says how long each term's own is, without its
     weight, and the cosine of those of erase and separate."""
     weights = coefficients(step, recipe.schedule, recipe.alpha)
-    factors = Terms(
-        weights.retain * recipe.retain_weight, weights.xb, weights.xb * recipe.separate_weight
-    )
+    loss = total(weights, terms, recipe.retain_weight, recipe.separate_weight)
     found: dict[str, float] = {}
     if not measured(step):
-        loss = sum(f * t for f, t in zip(factors, terms, strict=True))
         for value, slope in zip(learned, grad(loss, learned), strict=True):
             value.grad = slope
         return found
@@ -234,6 +231,7 @@ def _gradients(terms: Terms, learned: list[Tensor], recipe: Recipe, step: int) -
         found[f"{name} gradient"] = _dot(slopes[name], slopes[name]) ** 0.5
     both = found["erase gradient"] * found["separate gradient"]
     found["cosine"] = _dot(slopes["erase"], slopes["separate"]) / both if both else 0.0
+    factors = grad(loss, terms)
     for place, value in enumerate(learned):
         value.grad = sum(f * slopes[n][place] for f, n in zip(factors, Terms._fields, strict=True))
     return found
