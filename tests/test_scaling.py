@@ -94,6 +94,35 @@ def test_the_published_recipes_fit_a_card_of_80_gb_and_the_small_ones_a_t4():
         assert of(f"x-boundary-{name}", "t4").memory < 15e9
 
 
+@pytest.mark.parametrize(("card", "capability"), [("t4", (7, 5)), ("a100-80gb", (8, 0))])
+@pytest.mark.parametrize("kind", ["package", "hub", "folder"])
+def test_an_estimate_is_in_the_formats_that_the_model_is_loaded_in(
+    tmp_path, monkeypatch, card, capability, kind
+):
+    import torch
+    from safetensors.torch import save_file
+
+    from xb_lite.models.loading import precision_of
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    config = {**sizes, "num_hidden_layers": 24, "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"weight": torch.zeros(8)}, tmp_path / "model.safetensors")
+    hub, package = "Qwen/Qwen2.5-0.5B-Instruct", "qwen2.5-coder-0.5b"
+    name = {"package": package, "hub": hub, "folder": str(tmp_path)}[kind]
+    memory = SimpleNamespace(total_memory=int(CARDS[card].memory * 1e9))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: memory)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    loaded = precision_of(name)
+    found = of("x-boundary-qwen2.5-0.5b", card, model=name, gradient_checkpointing=False)
+    assert found.weights == loaded.weights.itemsize * shape_of(name).parameters
+    assert bool(found.copies) == (loaded.products is not None)
+    assert (loaded.weights == torch.float32) == (
+        kind == "folder" or (kind, card) == ("package", "a100-80gb")
+    )
+
+
 def test_what_takes_more_is_said_to():
     plain = of()
     assert of(max_tokens=192).memory < plain.memory

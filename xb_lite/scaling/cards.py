@@ -32,10 +32,11 @@ class Card:
     def is_cpu(self) -> bool:
         return self.name == "cpu"
 
-    def formats(self, parameters: int) -> tuple[int, int]:
-        """Bytes of a weight and of a number in a product, as ``models.precision_of`` chooses them
-        for a model of so many parameters."""
-        if self.is_cpu or 4 * parameters <= self.memory * 1e9 / 8:
+    def formats(self, parameters: int | None) -> tuple[int, int]:
+        """Bytes of a weight and of a number in a product, as ``models.choose_precision`` chooses
+        them for a model of so many parameters; None where that is not told."""
+        small = parameters is not None and 4 * parameters <= self.memory * 1e9 / 8
+        if self.is_cpu or small:
             return 4, 2 if self.bf16 else 4
         return 2, 2
 

@@ -8,13 +8,13 @@ holds. ``benchmarks/estimate.py`` compares the sum with runs on a CPU; on GPUs i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from xb_lite.models.cached import DEFAULT, SPECS
 from xb_lite.recipes import Budget, Recipe
 from xb_lite.scaling.cards import CARDS, Card
-from xb_lite.scaling.shapes import Shape
+from xb_lite.scaling.shapes import Shape, spec_of
 
 BASE = {True: 0.58e9, False: 0.8e9}  # bytes of a process without a model, by whether on a CPU
 HELD = {True: 1.22, False: 1.1}  # what an allocator holds by what is in use, likewise
@@ -98,7 +98,9 @@ def estimate(
     recipe.check_model(shape.num_hidden_layers)
     tokens = min(tokens or recipe.max_tokens, recipe.max_tokens)
     mean = min(mean or tokens, tokens)
-    weight, product = card.formats(shape.parameters)
+    # As precision_of: a model of the hub is not known to be small before it is loaded.
+    known = spec_of(recipe.model) is not None or os.path.isdir(recipe.model)
+    weight, product = card.formats(shape.parameters if known else None)
     drawn = recipe.steps * recipe.pairs
     defense = isinstance(recipe, Recipe)
     layers = recipe.lora_layers if defense else shape.num_hidden_layers
@@ -187,7 +189,7 @@ def _through(recipe: Budget, layer: float, state: float, layers: int) -> float:
 
 
 def _model_files(name: str, shape: Shape) -> tuple[float, float]:
-    spec = SPECS.get(DEFAULT if name.startswith(f"{DEFAULT}-aligned") else name)
+    spec = spec_of(name)
     if spec:  # packed, and unpacked to fp32
         return spec.size, spec.size + FP32 * spec.parameters
     return 2 * shape.parameters, 2 * shape.parameters

@@ -17,7 +17,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError
 
-from xb_lite.models.cached import DEFAULT, SPECS
+from xb_lite.models.cached import DEFAULT, SPECS, ModelSpec
 
 KNOWN = Path(__file__).with_name("shapes.json")
 SOON = 5.0  # seconds in which the hub has to answer
@@ -98,7 +98,7 @@ def shape_of(model: str | os.PathLike[str]) -> Shape:
             model.
     """
     name = str(model)
-    spec = SPECS.get(DEFAULT if name.startswith(f"{DEFAULT}-aligned") else name)
+    spec = spec_of(name)
     known = _known()
     if (hub := spec.hub if spec else name) in known:
         shape = Shape(**known[hub])
@@ -115,6 +115,11 @@ def shape_of(model: str | os.PathLike[str]) -> Shape:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ShapeError(f"the config of {name} cannot be had ({first}).") from error
     return from_config(name, config)
+
+
+def spec_of(name: str) -> ModelSpec | None:
+    """The spec of a model of the package; of an aligned one that of the model that was aligned."""
+    return SPECS.get(DEFAULT if name.startswith(f"{DEFAULT}-aligned") else name)
 
 
 def from_config(name: str, config: Mapping[str, object]) -> Shape:
