@@ -380,8 +380,43 @@ def test_an_item_that_changed_under_its_id_is_refused(folder, changed):
     run(folder)
     items = [direct(99), *ITEMS[1:], replace(ITEMS[0], **changed)]
     refused(folder, f"'{ITEMS[0].id}' is not what it was", items=items)
-    if not changed.keys() & {"set", "kind", "attack"}:  # these do not change the reply
-        refused(folder, "is not what it was", items=items, judges=[XSTEST], log="other.jsonl")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"request": "Another"}, {"turns": ("Another",)}, {"prefill": "Well,"}]
+)
+def test_an_item_that_changed_under_its_id_is_asked_again_for_another_log(folder, changed):
+    run(folder)
+    items, backend, judge = [replace(ITEMS[0], **changed), *ITEMS[1:]], Fake(), FakeJudge()
+    outcomes = run(folder, items, [judge], backend, "other.jsonl")
+    assert backend.asked == [asked_of(items[0].turns, items[0].prefill)]
+    reply = said(items[0].prefill, items[0].turns[0], 0).text
+    assert (items[0].request, reply) in judge.judged and len(outcomes) == len(items)
+    again = Fake()
+    (newer,), *_ = ask(again, items, DECODING, subject=SUBJECT)
+    assert newer.text == reply and again.calls == 0
+
+
+def test_until_a_changed_item_is_answered_its_earlier_reply_stays(folder):
+    class Dead(Fake):
+        def reply(self, dialogues, decoding, prefill=""):
+            raise RuntimeError("the server is gone")
+
+    run(folder)
+    before = the_reply_store(folder).read_bytes()
+    with pytest.raises(RuntimeError, match="the server is gone"):
+        ask(Dead(), [replace(ITEMS[0], turns=("Another",))], DECODING, subject=SUBJECT)
+    assert the_reply_store(folder).read_bytes() == before
+
+
+def test_a_finished_log_reads_no_reply_to_another_file_of_the_same_names(folder, monkeypatch):
+    first, seen = run(folder), []
+    others = [replace(item, turns=("Another",)) for item in ITEMS]
+    ask(Fake(), others, DECODING, subject=SUBJECT)
+    monkeypatch.setattr(evaluation, "unseen", lambda judges, answers: seen.extend(answers) or [])
+    backend = Fake()
+    assert run(folder, backend=backend) == first
+    assert (backend.calls, seen) == (0, [])
 
 
 def test_a_second_run_at_once_is_refused_with_its_log(folder):
@@ -492,7 +527,9 @@ def test_every_field_of_a_line_is_looked_at(folder):
     for path in (folder / "log.jsonl", the_reply_store(folder)):
         head, *rows = read(path)
         log = "log.jsonl" if path.parent == folder else "other.jsonl"
-        for name in rows[0].keys() - {"id"}:
+        # A row of the cache that is of something else is no error: it is asked again.
+        known = {"id"} if log == "log.jsonl" else {"id", "asked"}
+        for name in rows[0].keys() - known:
             gone = {other: value for other, value in rows[0].items() if other != name}
             odd = [{**rows[0], name: value} for value in (None, 3, [], [[1]], {"fake": [3]})]
             for damaged in (*([gone] if name != "judging" else []), *odd):  # older logs lack it

@@ -6,9 +6,13 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -217,6 +221,68 @@ def test_what_was_asked_before_a_stop_is_kept_whatever_the_number_of_processes(
     assert len(asked) == len(items)
     if then == 1:
         assert len(list((tmp_path / "replies").glob("*.jsonl"))) == 1
+
+
+class Echo(Counting):
+    """Says what it is asked."""
+
+    def reply(self, dialogues, decoding, prefill=""):
+        said = super().reply(dialogues, decoding, prefill)
+        texts = [dialogue[-1]["content"] for dialogue in dialogues]
+        return [replace(reply, text=text) for reply, text in zip(said, texts, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("stopped", "then"), [("old", 1), ("old", 2), ("new", 1), ("new", 2), (None, 2)]
+)
+def test_of_an_edited_file_all_processes_ask_the_new_prompts_once(
+    tmp_path, monkeypatch, stopped, then
+):
+    """Also where a process was stopped that had asked the old prompts, or the new ones."""
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path))
+    monkeypatch.setattr("xb_lite.replies.cache.BATCH", 1)
+    backend, decoding, subject = Echo(), Decoding(3), {"model": "a"}
+    items = plan(["benign"], limit=6)
+    # Shares go by length: some items are now in another process's, some in the same.
+    old, new = (
+        [replace(item, turns=(text + "." * n,)) for item, n in zip(items, lengths, strict=True)]
+        for text, lengths in (("old", range(6)), ("new", (3, 2, 1, 0, 4, 5)))
+    )
+
+    def stop_one(items):
+        wait = Mock(side_effect=[None, KeyboardInterrupt])  # between its share and the others'
+        state = SimpleNamespace(process_index=1, wait_for_everyone=wait)
+        monkeypatch.setattr(shares, "processes", lambda: 2)
+        monkeypatch.setattr(shares, "PartialState", lambda: state)
+        with pytest.raises(KeyboardInterrupt):
+            shares.ask_shared(backend, items, decoding, subject=subject)
+
+    if stopped == "old":
+        stop_one(old)
+    else:
+        ask(backend, old, decoding, subject=subject)
+    backend.asked.clear()
+    if stopped == "new":
+        stop_one(new)
+        assert 0 < len(backend.asked) < len(new)
+    monkeypatch.setattr(shares, "processes", lambda: then)
+    everyone, rank = threading.Barrier(then, timeout=60), threading.local()
+
+    def process(number):
+        rank.number = number
+        shares.ask_shared(backend, new, decoding, subject=subject)
+
+    monkeypatch.setattr(
+        shares,
+        "PartialState",
+        lambda: SimpleNamespace(process_index=rank.number, wait_for_everyone=everyone.wait),
+    )
+    with ThreadPoolExecutor(then) as threads:
+        list(threads.map(process, range(then)))
+    assert then == 1 or len(backend.asked) == len(new)
+    replies = ask(backend, new, decoding, subject=subject)
+    assert [reply.text for (reply,) in replies] == [item.turns[0] for item in new]
+    assert len(backend.asked) == len(new)
 
 
 def test_who_is_done_waits_for_hours(monkeypatch):

@@ -29,6 +29,7 @@ from xb_lite.replies.cache import (
     ask_into,
     check_item,
     check_row,
+    forget_changed,
     is_reply,
     is_seconds,
     is_text,
@@ -104,6 +105,7 @@ def evaluate(
         with Log(replies, run, wait=True) as said:
             if not resume:
                 said.keep(said.rows.keys() - {item.id for item in items})
+            forget_changed(said, items)
             for item in items:
                 check_row(said, item, is_reply)
                 check_row(done, item, _is_outcome)

@@ -42,6 +42,7 @@ def ask(
             raise ValueError(f"two different items are named {item.id!r}: names must differ.")
     run = run_of(subject, decoding)
     with Log(reply_store(run), run, wait=True) as said:
+        forget_changed(said, items)
         for item in items:
             check_row(said, item, is_reply)
         ask_into(backend, items, decoding, said)
@@ -61,6 +62,17 @@ def reply_store(run: dict[str, object]) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
     return folder / f"{digest(run)[:16]}.jsonl"
+
+
+def forget_changed(said: Log, items: Sequence[Item]) -> None:
+    """Leave replies to what an item's id stood for before out of ``said``, not out of its file.
+
+    A file of prompts was edited, or another has the same name. The item is then asked, and its row,
+    which is the later one in the file, counts from then on.
+    """
+    for item in items:
+        if said.rows.get(item.id, {}).get("asked") != asked_of(item):
+            said.rows.pop(item.id, None)
 
 
 def check_item(item: Item) -> None:

@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from xb_lite.data.items import Item
 from xb_lite.files import digest
-from xb_lite.replies.cache import ask_into, batches, reply_store, run_of
+from xb_lite.replies.cache import ask_into, batches, forget_changed, reply_store, run_of
 from xb_lite.replies.types import Backend, Decoding
 from xb_lite.results.logs import Log, LogError
 
@@ -51,20 +51,22 @@ def ask_shared(
     run = run_of(subject, decoding)
     store = reply_store(run)
     if processes() == 1:
-        _take_in(run)
+        _take_in(run, items)
         return True
     state = PartialState()
     asked = digest([item.id for item in items])[:8]
     parts = [store.with_name(f"{store.stem}.{asked}.{n}.jsonl") for n in range(processes())]
     rank = state.process_index
     if rank == 0:
-        _take_in(run, but=parts)
+        _take_in(run, items, but=parts)
     state.wait_for_everyone()
     with Log(store, run, wait=True) as said:
+        forget_changed(said, items)
         there = dict(said.rows)
     shares = list(batches(items))
     own = [item for batch in shares[rank :: processes()] for item in batch]
     with Log(parts[rank], run) as said:
+        forget_changed(said, own)
         ask_into(backend, [item for item in own if item.id not in there], decoding, said)
     state.wait_for_everyone()
     if rank == 0:
@@ -73,22 +75,26 @@ def ask_shared(
     return rank == 0
 
 
-def _take_in(run: dict[str, object], but: Sequence[Path] = ()) -> None:
+def _take_in(run: dict[str, object], items: Sequence[Item], but: Sequence[Path] = ()) -> None:
     """Shares of other numbers of processes, or of other items, unless somebody is writing there."""
     store = reply_store(run)
     for part in sorted({*store.parent.glob(f"{store.stem}.*.jsonl")} - {*but}):
         with suppress(LogError), Log(part, run) as left, Log(store, run, wait=True) as said:
+            forget_changed(said, items)
             said.append([row for name, row in left.rows.items() if name not in said.rows])
             _remove(part)
 
 
 def _merge(parts: list[Path], shares: list[list[Item]], run: dict[str, object]) -> None:
     """In the order in which one process would have asked."""
+    items = [item for batch in shares for item in batch]
     found: dict[str, dict] = {}
     for part in parts:
         with Log(part, run) as said:
+            forget_changed(said, items)
             found |= said.rows
     with Log(reply_store(run), run, wait=True) as said:
+        forget_changed(said, items)
         for batch in shares:
             new = [i.id for i in batch if i.id in found and i.id not in said.rows]
             said.append([found[name] for name in new])

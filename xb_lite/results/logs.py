@@ -24,7 +24,8 @@ class LogError(ValueError):
 
 
 class Log:
-    """Rows on disk, by their ``id``: JSON lines behind one line that describes the run.
+    """Rows on disk, by their ``id``: JSON lines behind one line that describes the run. Of two rows
+    of one ``id`` the later counts.
 
     Use it as a context: ``with Log(path, run) as log``. While it is open no other process can
     write to it. What a killed process left of a line is cut off. With ``anew`` a file that is
@@ -76,7 +77,7 @@ class Log:
         self._lock.release()
 
     def append(self, rows: Sequence[dict]) -> None:
-        """Write rows that are done, each with an ``id`` of its own; on disk when this returns."""
+        """Write rows that are done; on disk when this returns."""
         self._write("".join(map(_line, rows)))
         self.rows.update({row["id"]: row for row in rows})
 
