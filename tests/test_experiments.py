@@ -184,6 +184,14 @@ def test_a_misspelt_option_is_answered_by_its_own_command(misspelt, says, capsys
     assert says in error and "evaluate [-h]" in error
 
 
+@pytest.mark.parametrize("given", [["--model", "./my_model"], ["--model=./my_model"]])
+def test_who_gives_evaluate_a_model_as_an_option_is_told_how_to_give_it(given, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main(["evaluate", *given])
+    error = capsys.readouterr().err
+    assert "give the model by itself, without an option" in error and "did you mean" not in error
+
+
 def test_every_option_has_a_help_text():
     (commands,) = (a for a in __main__._parser()._actions if a.dest == "command")
     for command in commands.choices.values():

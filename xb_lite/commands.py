@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 class Parser(argparse.ArgumentParser):
     """With what can be named, by what it is, below the help; looked up only there, for it loads
-    torch. A misspelt option is answered with the usage of its own command."""
+    torch. A misspelt option is answered with the usage of its own command, and one for what is
+    given by itself, as a model is, with how to give it."""
 
     listed: Callable[[], dict[str, Iterable[str]]] = dict
 
@@ -29,8 +30,14 @@ class Parser(argparse.ArgumentParser):
         """As of argparse, but what is unknown ends it here, where the command's options are."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
+            hints = {
+                f"--{action.dest}": f"; give the {action.dest} by itself, without an option"
+                for action in self._actions
+                if not action.option_strings
+            }
             options = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].partition("=")[0], options, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hints |= {name: f"; did you mean {name}?" for name in options}
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], hints, 1)
+            hint = hints[near[0]] if near else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found, unknown
