@@ -492,6 +492,41 @@ def test_a_narrower_run_leaves_a_wider_log_as_it_is(tmp_path, monkeypatch):
     assert [outcome.id for outcome in read_log(path.with_suffix(".jsonl"))] == [items[0].id]
 
 
+def test_several_processes_find_what_is_wrong_with_a_log_before_they_ask(tmp_path, monkeypatch):
+    monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
+    items = plan(["harmful"], [], limit=2)
+    log = evaluate_polite(items, tmp_path).with_suffix(".jsonl")
+    before = log.read_bytes()
+    monkeypatch.setattr("xb_lite.evaluation.runs.processes", lambda: 2)
+    monkeypatch.setattr(
+        "xb_lite.evaluation.runs.ask_shared", lambda *_, **__: pytest.fail("it was asked")
+    )
+    with pytest.raises(LogError, match="has 1 items more than are asked now"):
+        evaluate_polite(items[:1], tmp_path)
+    monkeypatch.setattr(Subject, "identity", lambda *_: {"model": "other", "precision": "fp32"})
+    with pytest.raises(LogError, match="is of a run with other settings"):
+        evaluate_polite(items, tmp_path)
+    assert log.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"judged_by": [lambda requests, responses: []]}, "a judge has a name and a source"),
+        ({"judged_by": [SimpleNamespace(name="mine")]}, "a judge has a name and a source"),
+        ({"judged_by": XSTEST}, "judges come in a list"),
+        ({"items": ["How is bread made?"]}, "an item is an Item"),
+    ],
+)
+def test_what_is_no_item_or_judge_is_one_sentence(bad, says, tmp_path):
+    how = {"items": plan(["harmful"], [], limit=1), "judged_by": [XSTEST], **bad}
+    subject = Subject("polite", "polite", Polite())
+    with pytest.raises(ValueError, match=says):
+        evaluate_subject(
+            subject, precision=choose_precision(), decoding=Decoding(), folder=tmp_path, **how
+        )
+
+
 def test_a_finished_result_is_not_written_again_unless_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("XB_LITE_CACHE", str(tmp_path / "cache"))
     items = plan(["harmful"], [], limit=2)

@@ -95,11 +95,10 @@ def evaluate(
         LogError: the log or the cache cannot be gone on with, or the log is not of these items
             ``alone``; before anything is generated, unless the disk fills up.
     """
-    _check(items, judges)
+    check_given(items, judges)
     run = run_of(subject, decoding)
     replies = reply_store(run)
-    judged = {**run, "judges": {judge.name: judge.source for judge in judges}}
-    with Log(log, judged, anew=not resume) as done:
+    with Log(log, _judged(run, judges), anew=not resume) as done:
         if alone:
             _check_alone(done, items)
         with Log(replies, run, wait=True) as said:
@@ -113,6 +112,27 @@ def evaluate(
         _judge(items, judges, said, done)  # others that wait for the replies need not wait for this
         _warn_of_unseen(items, judges, said)
         return [_outcome(done.rows[item.id]) for item in items]
+
+
+def check_log(
+    items: Sequence[Item],
+    judges: Sequence[Judge],
+    decoding: Decoding,
+    *,
+    subject: dict[str, str],
+    log: str | Path,
+) -> None:
+    """Raise the LogError that ``evaluate`` would raise of these, ``alone``, for what is in ``log``.
+    Nothing is written, so that several processes can look at once."""
+    done = Log(log, _judged(run_of(subject, decoding), judges))
+    done.look()
+    _check_alone(done, items)
+    for item in items:
+        check_row(done, item, _is_outcome)
+
+
+def _judged(run: dict[str, object], judges: Sequence[Judge]) -> dict[str, object]:
+    return {**run, "judges": {judge.name: judge.source for judge in judges}}
 
 
 def read_log(path: str | Path) -> list[Outcome]:
@@ -145,7 +165,11 @@ def _turns(row: dict) -> int:
     return len(finished) if isinstance(finished := row.get("finished"), list) else 0
 
 
-def _check(items: Sequence[Item], judges: Sequence[Judge]) -> None:
+def check_given(items: Sequence[Item], judges: Sequence[Judge]) -> None:
+    """Raise a ValueError where ``evaluate`` cannot ask these items or be judged by these judges."""
+    for what, given in (("items", items), ("judges", judges)):
+        if not isinstance(given, Sequence):
+            raise ValueError(f"{what} come in a list, not as {given!r:.60}")
     for item in items:
         check_item(item)
     for judge in judges:

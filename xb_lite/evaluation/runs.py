@@ -16,7 +16,7 @@ from pathlib import Path
 from xb_lite.data.items import Item, items_digest
 from xb_lite.evaluation.capability import capability_rows
 from xb_lite.evaluation.harness import check_tasks, harness_rows
-from xb_lite.evaluation.outcomes import evaluate, seconds_spent
+from xb_lite.evaluation.outcomes import check_given, check_log, evaluate, seconds_spent
 from xb_lite.evaluation.summary import summarise
 from xb_lite.intention.defenses import Defended
 from xb_lite.judges.named import judges
@@ -104,7 +104,8 @@ def evaluate_subject(
         resume: False asks and judges these items anew, and writes the result again.
 
     Raises:
-        ValueError: an item or a task cannot be asked, or several processes are to begin anew.
+        ValueError: an item or a task cannot be asked, a judge is none, or several processes are to
+            begin anew.
         LogError: an earlier run of other settings or of other items is in the way, or the folder
             cannot be used.
     """
@@ -115,8 +116,10 @@ def evaluate_subject(
         )
     if tasks:
         check_tasks(tasks)
-    path = Path(folder) / subject.name / f"{subject.defense}.json"
     judged_by = judges() if judged_by is None else judged_by
+    check_given(items, judged_by)
+    path = Path(folder) / subject.name / f"{subject.defense}.json"
+    identity, log = subject.identity(precision), path.with_suffix(".jsonl")
     same = {
         "model": {
             "name": subject.name,
@@ -140,17 +143,22 @@ def evaluate_subject(
     }
     if resume and _is_finished(path, same, capability and subject.model is not None):
         return path
-    if not resume and processes() > 1:
-        raise ValueError("several processes cannot begin anew together: delete the result first.")
-    if not ask_shared(subject.backend, items, decoding, subject=subject.identity(precision)):
+    if processes() > 1:
+        if not resume:
+            raise ValueError(
+                "several processes cannot begin anew together: delete the result first."
+            )
+        # By each of them, before hours of asking: one alone would leave the others waiting.
+        check_log(items, judged_by, decoding, subject=identity, log=log)
+    if not ask_shared(subject.backend, items, decoding, subject=identity):
         return path
     outcomes = evaluate(
         subject.backend,
         items,
         judged_by,
         decoding,
-        subject=subject.identity(precision),
-        log=path.with_suffix(".jsonl"),
+        subject=identity,
+        log=log,
         resume=resume,
         alone=True,
     )
@@ -161,7 +169,7 @@ def evaluate_subject(
         if tasks:
             rows += harness_rows(subject.model, subject.tokenizer, tasks, task_limit)
     rows += more_rows()
-    spent = seconds_spent(path.with_suffix(".jsonl")) + time.monotonic() - measured
+    spent = seconds_spent(log) + time.monotonic() - measured
     run = provenance(started)
     if subject.model is None:
         run["hardware"] = f"behind a server; judged on {run['hardware']}"

@@ -76,6 +76,24 @@ class Log:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
+    def look(self) -> None:
+        """Take up the rows that are there and write nothing, as several processes can at once.
+
+        Raises:
+            LogError: the file is no log, damaged, or belongs to a run of other settings.
+        """
+        rows = read_rows(self.path)
+        wanted = json.loads(json.dumps(self.run))
+        before = rows[0]["run"] if rows else wanted
+        names = [name for name in {**before, **wanted} if before.get(name) != wanted.get(name)]
+        if names:
+            was, now = ({name: run.get(name) for name in names} for run in (before, wanted))
+            raise LogError(
+                f"{self.path} is of a run with other settings ({was}, now {now}): go on with those,"
+                " start anew, or give another file."
+            )
+        self.rows = {row["id"]: row for row in rows[1:]}
+
     def append(self, rows: Sequence[dict]) -> None:
         """Write rows that are done; on disk when this returns."""
         self._write("".join(map(_line, rows)))
@@ -97,23 +115,13 @@ class Log:
         return True
 
     def _take_up(self) -> None:
-        rows = read_rows(self.path)
+        self.look()
+        whole = 0
         if self.path.exists():
             with self.path.open("r+b") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
-        if not rows:
+                whole = file.truncate(file.read().rfind(b"\n") + 1)
+        if not whole:
             self._write(_line({"run": self.run}))
-            return
-        before = rows[0]["run"]
-        wanted = json.loads(json.dumps(self.run))
-        names = [name for name in {**before, **wanted} if before.get(name) != wanted.get(name)]
-        if names:
-            was, now = ({name: run.get(name) for name in names} for run in (before, wanted))
-            raise LogError(
-                f"{self.path} is of a run with other settings ({was}, now {now}): go on with those,"
-                " start anew, or give another file."
-            )
-        self.rows = {row["id"]: row for row in rows[1:]}
 
     def _write(self, text: str) -> None:
         try:
