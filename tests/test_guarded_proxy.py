@@ -16,6 +16,7 @@ from xb_lite.corpora import SHORT_REFUSAL
 from xb_lite.guard import fitting
 from xb_lite.guard.stream import Guard
 from xb_lite.intention.defenses import DEFENSES, by_prompt
+from xb_lite.intention.stages import as_said
 from xb_lite.models.precision import Precision
 from xb_lite.replies.types import Decoding
 from xb_lite.serve import proxy
@@ -102,6 +103,7 @@ def test_of_a_stream_that_was_ended_here_all_that_was_read_is_counted(tokenizer)
     model = saying(tiny_model(tokenizer), tokenizer, "fine fine fine fine bad" + " more" * 40)
     here = LocalModel("tiny", model, tokenizer, Precision("cpu", torch.float32, None, "tests"))
 
+    @as_said
     def twice(backend, dialogues, decoding, prefill=""):
         (first,) = backend.reply(dialogues, Decoding(3, stage="first"))
         return [[first, *backend.reply(dialogues, decoding)]]

@@ -13,7 +13,6 @@ from xb_lite.judges.strings import XSTEST
 from xb_lite.recipes import RecipeError
 from xb_lite.replies.cache import ask
 from xb_lite.replies.types import Decoding, Reply
-from xb_lite.results.logs import LogError
 from xb_lite.training.draw import draw_pairs
 from xb_lite.training.sets import GROUPS, REFUSAL, reference_sets
 
@@ -250,16 +249,16 @@ def test_ask_gives_what_evaluate_was_told(tmp_path):
     ]
 
 
-def test_ask_refuses_what_cannot_be_asked_and_a_cache_of_other_items():
-    (item,) = load_items("benign", "train")[:1]
+def test_ask_refuses_what_cannot_be_asked_and_asks_a_changed_item_again():
+    item, other = load_items("benign", "train")[:2]
     backend = Fake()
     with pytest.raises(ValueError, match="no turn"):
         ask(backend, [item, type(item)(**{**asdict(item), "turns": ()})], DECODING, subject=SUBJECT)
     assert not backend.asked
     ask(backend, [item], DECODING, subject=SUBJECT)
-    other = type(item)(**{**asdict(item), "request": "Another?", "turns": ("Another?",)})
-    with pytest.raises(LogError, match=re.escape(repr(item.id))):
-        ask(backend, [other], DECODING, subject=SUBJECT)
+    asked = len(backend.asked)
+    ask(backend, [replace(other, id=item.id)], DECODING, subject=SUBJECT)
+    assert len(backend.asked) == asked + 1 and other.request in str(backend.asked[-1])
 
 
 def test_written_answers_stand_in_place_of_what_the_model_says():

@@ -118,7 +118,8 @@ def norms_of(states: States, numbers: Sequence[int] | None = None) -> Float[np.n
 
 def check_scatter(variances: np.ndarray, states: States) -> None:
     """Raises ValueError where a variance within the kinds is no more than rounding of states."""
-    rounding = 8 * np.finfo(states.dtype).eps * np.linalg.norm(states)
+    # Of fp32 also in fp64: what solves for the direction works with squares, at half the digits.
+    rounding = 8 * np.finfo(np.float32).eps * np.linalg.norm(states)
     if not np.all(variances > rounding**2 / len(states)):
         raise ValueError(
             "the states do not vary within their kinds along the direction that parts them, in all "

@@ -2,9 +2,9 @@
 
 Small models answer the second stage as the first one told them to: they state the intention again.
 Here they see an answer follow an intention, in their weights and not in the prompt. That a model
-can be fine-tuned to state intentions is Intent-FT's idea (arXiv 2508.12072); items and loss are
-ours. No harmful request is among them, and no verdict, so the adapter learns the format alone. Used
-in 07_intention_analysis.
+can be fine-tuned to state intentions first is Intent-FT's idea (arXiv 2508.12072), which trains on
+adversarial requests; items and loss are ours. No harmful request is among them, and no verdict, so
+the adapter learns the format alone.
 """
 
 from __future__ import annotations
