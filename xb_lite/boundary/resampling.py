@@ -118,7 +118,7 @@ def norms_of(states: States, numbers: Sequence[int] | None = None) -> Float[np.n
 
 def check_scatter(variances: np.ndarray, states: States) -> None:
     """Raises ValueError where a variance within the kinds is no more than rounding of states."""
-    # Of fp32 also in fp64: what solves for the direction works with squares, at half the digits.
+    # Of fp32 also where states are fp64: the weights of the items are in fp32.
     rounding = 8 * np.finfo(np.float32).eps * np.linalg.norm(states)
     if not np.all(variances > rounding**2 / len(states)):
         raise ValueError(
