@@ -49,12 +49,12 @@ def retained(recipe: Recipe) -> list[int]:
 
 
 def read(recipe: Recipe) -> list[int]:
-    """The layers whose states some term reads of the rows to keep."""
+    """The layers whose states some term reads."""
     return list(dict.fromkeys([*retained(recipe), *recipe.target_layers]))
 
 
 def forward(model: nn.Module, peft_model: PeftModel, batch: Batch, recipe: Recipe) -> States:
-    """States after each decoder layer, in fp32, and ``NORMED`` if it is retained.
+    """The states of the layers that are ``read``, in fp32.
 
     Args:
         model: ``peft_model``, or what accelerate made of it.
@@ -77,7 +77,7 @@ def forward(model: nn.Module, peft_model: PeftModel, batch: Batch, recipe: Recip
             stack.callback(decoder.register_forward_hook(see_normed).remove)
         model(**inputs, use_cache=False)
     rows = inputs["row_lengths"]
-    return {layer: as_rows(state.float(), rows, width) for layer, state in seen.items()}
+    return {layer: as_rows(seen[layer].float(), rows, width) for layer in read(recipe)}
 
 
 class Reference:
