@@ -29,10 +29,10 @@ from xb_lite.replies.cache import (
     ask_into,
     check_item,
     check_row,
-    forget_changed,
     is_reply,
     is_seconds,
     is_text,
+    replies_in,
     reply_store,
     run_of,
 )
@@ -101,10 +101,9 @@ def evaluate(
     with Log(log, _judged(run, judges), anew=not resume) as done:
         if alone:
             _check_alone(done, items)
-        with Log(replies, run, wait=True) as said:
+        with replies_in(replies, run, items, wait=True) as said:
             if not resume:
                 said.keep(said.rows.keys() - {item.id for item in items})
-            forget_changed(said, items)
             for item in items:
                 check_row(said, item, is_reply)
                 check_row(done, item, _is_outcome)

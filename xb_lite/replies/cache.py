@@ -8,7 +8,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -41,8 +41,7 @@ def ask(
         if named.setdefault(item.id, item) != item:
             raise ValueError(f"two different items are named {item.id!r}: names must differ.")
     run = run_of(subject, decoding)
-    with Log(reply_store(run), run, wait=True) as said:
-        forget_changed(said, items)
+    with replies_in(reply_store(run), run, items, wait=True) as said:
         for item in items:
             check_row(said, item, is_reply)
         ask_into(backend, items, decoding, said)
@@ -64,15 +63,21 @@ def reply_store(run: dict[str, object]) -> Path:
     return folder / f"{digest(run)[:16]}.jsonl"
 
 
-def forget_changed(said: Log, items: Sequence[Item]) -> None:
-    """Leave replies to what an item's id stood for before out of ``said``, not out of its file.
+@contextmanager
+def replies_in(
+    path: Path, run: dict[str, object], items: Sequence[Item], wait: bool = False
+) -> Iterator[Log]:
+    """The replies of a run that are kept in a file, open to take more; ``wait`` as of a ``Log``.
 
-    A file of prompts was edited, or another has the same name. The item is then asked, and its row,
-    which is the later one in the file, counts from then on.
+    Without those to what an item's id stood for before, if a file of prompts was edited or another
+    has the same name. They stay in the file; the item is asked, and its row, which is the later
+    one there, counts from then on.
     """
-    for item in items:
-        if said.rows.get(item.id, {}).get("asked") != asked_of(item):
-            said.rows.pop(item.id, None)
+    with Log(path, run, wait=wait) as said:
+        for item in items:
+            if said.rows.get(item.id, {}).get("asked") != asked_of(item):
+                said.rows.pop(item.id, None)
+        yield said
 
 
 def check_item(item: Item) -> None:

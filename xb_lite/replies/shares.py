@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from xb_lite.data.items import Item
 from xb_lite.files import digest
-from xb_lite.replies.cache import ask_into, batches, forget_changed, reply_store, run_of
+from xb_lite.replies.cache import ask_into, batches, replies_in, reply_store, run_of
 from xb_lite.replies.types import Backend, Decoding
 from xb_lite.results.logs import Log, LogError
 
@@ -60,13 +60,11 @@ def ask_shared(
     if rank == 0:
         _take_in(run, items, but=parts)
     state.wait_for_everyone()
-    with Log(store, run, wait=True) as said:
-        forget_changed(said, items)
+    with replies_in(store, run, items, wait=True) as said:
         there = dict(said.rows)
     shares = list(batches(items))
     own = [item for batch in shares[rank :: processes()] for item in batch]
-    with Log(parts[rank], run) as said:
-        forget_changed(said, own)
+    with replies_in(parts[rank], run, own) as said:
         ask_into(backend, [item for item in own if item.id not in there], decoding, said)
     state.wait_for_everyone()
     if rank == 0:
@@ -79,8 +77,11 @@ def _take_in(run: dict[str, object], items: Sequence[Item], but: Sequence[Path] 
     """Shares of other numbers of processes, or of other items, unless somebody is writing there."""
     store = reply_store(run)
     for part in sorted({*store.parent.glob(f"{store.stem}.*.jsonl")} - {*but}):
-        with suppress(LogError), Log(part, run) as left, Log(store, run, wait=True) as said:
-            forget_changed(said, items)
+        with (
+            suppress(LogError),
+            Log(part, run) as left,
+            replies_in(store, run, items, wait=True) as said,
+        ):
             said.append([row for name, row in left.rows.items() if name not in said.rows])
             _remove(part)
 
@@ -90,11 +91,9 @@ def _merge(parts: list[Path], shares: list[list[Item]], run: dict[str, object]) 
     items = [item for batch in shares for item in batch]
     found: dict[str, dict] = {}
     for part in parts:
-        with Log(part, run) as said:
-            forget_changed(said, items)
+        with replies_in(part, run, items) as said:
             found |= said.rows
-    with Log(reply_store(run), run, wait=True) as said:
-        forget_changed(said, items)
+    with replies_in(reply_store(run), run, items, wait=True) as said:
         for batch in shares:
             new = [i.id for i in batch if i.id in found and i.id not in said.rows]
             said.append([found[name] for name in new])
