@@ -390,7 +390,9 @@ def test_a_control_is_a_change_by_name(field):
 
 def test_controls_that_make_no_sense_are_refused():
     breakers = "circuit-breakers-smollm2-135m-aligned-360"
-    with pytest.raises(RecipeError, match="be centroid: circuit breakers have no separate term"):
+    with pytest.raises(
+        RecipeError, match="be centroid where separate is null: there is no separate term"
+    ):
         load_recipe(breakers, separate_target="random")
     for field, off in (("label_noise", "0"), ("boundary_style", "null")):
         load_recipe(breakers, **{field: CONTROLS[field]})

@@ -119,7 +119,8 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Budget):
-    """X-Boundary, or circuit breakers where no item to change is boundary-safe.
+    """X-Boundary, or circuit breakers where no item to change is boundary-safe; or a method of your
+    own that changes states of the same items, as a subclass.
 
     LoRA's layers are all that is run in training, and the retain term covers all of them.
 
@@ -173,22 +174,24 @@ class Recipe(Budget):
         demand("sink_tokens", is_whole(self.sink_tokens, 0), "0 or more")
         demand("retain", self.retain in RETAIN, f"one of {', '.join(RETAIN)}")
         demand("reference", self.reference in REFERENCE, f"one of {', '.join(REFERENCE)}")
-        breakers = self.method == "circuit-breakers"
-        known = self.separate is None if breakers else self.separate in SEPARATE
-        must = "null for circuit breakers (--set separate=null)"
-        demand("separate", known, must if breakers else f"one of {', '.join(SEPARATE)}")
+        one_of = f"one of {', '.join(SEPARATE)}"
+        allowed, must = {
+            "x-boundary": (SEPARATE, one_of),
+            "circuit-breakers": ((None,), "null for circuit breakers (--set separate=null)"),
+        }.get(self.method, ((None, *SEPARATE), f"{one_of}, or null"))
+        demand("separate", self.separate in allowed, must)
         demand(
             "boundary_share",
-            breakers or self.boundary_share > 0,
+            self.separate is None or self.boundary_share > 0,
             "above 0, for the separate term needs boundary-safe items",
         )
         weight = self.separate_weight
         demand(
             "separate_weight", weight is None or is_number(weight, least=0), "0 or more, or null"
         )
-        self._check_controls(breakers)
+        self._check_controls()
 
-    def _check_controls(self, breakers: bool) -> None:
+    def _check_controls(self) -> None:
         demand = self._demand
         demand("label_noise", is_number(self.label_noise, least=0, most=1), "from 0 to 1")
         styles = f"one of {', '.join(STYLES)}, or null"
@@ -199,8 +202,8 @@ class Recipe(Budget):
         demand("boundary_style", self.boundary_share or not self.boundary_style, f"null {without}")
         demand(
             "separate_target",
-            not breakers or self.separate_target == "centroid",
-            "centroid: circuit breakers have no separate term",
+            self.separate is not None or self.separate_target == "centroid",
+            "centroid where separate is null: there is no separate term",
         )
 
 
