@@ -70,7 +70,7 @@ def changed(weight, a, b, s):
         (lambda w, a, b, s: s * (w + b @ a), "own weight is scaled, too"),
         (lambda w, a, b, s: s * w + b @ a, "scaled the model's own weight"),
         (lambda w, a, b, s: s * (b @ a), "change alone"),
-        (lambda w, a, b, s: w + b @ a, "full strength"),
+        (lambda w, a, b, s: w + b @ a, "strength 1"),
         (lambda w, a, b, s: w + s * (b @ a).T, "Transposed"),
         (lambda w, a, b, s: w - s * (b @ a), "sign"),
         (lambda w, a, b, s: w + s + b @ a, "multiplies"),
@@ -158,7 +158,7 @@ def test_strength_at_takes_the_books_own():
     [
         (4.33, "sign"),
         (-0.0433, "share"),
-        (-8, "full strength"),
+        (-8, "strength 1"),
         (-6, "0.5"),
         (4, "1.5"),
         (20.67, "first alone"),

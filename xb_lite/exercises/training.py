@@ -237,7 +237,7 @@ def matched_difference(answer: float) -> Verdict:
     mistakes = [
         (-right, "The size is right and the sign is not: the first minus the second."),
         (right / 100, "This is a share; points are wanted, a hundred times as many."),
-        (100 * (0.22 - 0.30), "This is at full strength, where attack success differs."),
+        (100 * (0.22 - 0.30), "This is at strength 1, where attack success differs."),
         (100 * (0.14 - 0.20), "This is at strength 0.5, where attack success differs."),
         (100 * (0.40 - 0.36), "This is at strength 1.5, where attack success differs."),
         (100 * low, "This is over-refusal of the first alone; subtract that of the second."),
@@ -249,7 +249,7 @@ def matched_difference(answer: float) -> Verdict:
         ),
     ]
     praise = (
-        "At full strength the first looked better by eight points. Part of that was only that it "
+        "At strength 1 the first looked better by eight points. Part of that was only that it "
         "stopped fewer attacks."
     )
     return judged(answer, right, mistakes, praise=praise, tolerance=6e-3)
