@@ -70,7 +70,7 @@ def changed(weight, a, b, s):
         (lambda w, a, b, s: s * (w + b @ a), "own weight is scaled, too"),
         (lambda w, a, b, s: s * w + b @ a, "scaled the model's own weight"),
         (lambda w, a, b, s: s * (b @ a), "change alone"),
-        (lambda w, a, b, s: w + b @ a, "strength 1"),
+        (lambda w, a, b, s: w + b @ a, "full strength"),
         (lambda w, a, b, s: w + s * (b @ a).T, "Transposed"),
         (lambda w, a, b, s: w - s * (b @ a), "sign"),
         (lambda w, a, b, s: w + s + b @ a, "multiplies"),
