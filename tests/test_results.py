@@ -408,8 +408,9 @@ def test_committed_results_say_what_was_evaluated():
                 changes["match"] = float(matched[1])
             elif setting["strength"] != 1:
                 changes["strength"] = setting["strength"]
-            name = f"{run_name(setting['method'], changes, shipped)}-{setting['training_seed']}"
-            assert name == defense
+            method, *prompt = setting["method"].split("+")
+            name = f"{run_name(method, changes, shipped)}-{setting['training_seed']}"
+            assert "+".join([name, *prompt]) == defense
             named += 1
         tokens = re.search(r"--max-new-tokens (\d+)", result["command"])
         assert tokens is None or setting["decoding"]["max_new_tokens"] == int(tokens[1]), path
