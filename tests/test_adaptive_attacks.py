@@ -585,7 +585,9 @@ def test_the_budget_of_turns_is_kept_and_ends_with_the_last_stage():
     backend, subject = echo()
     (found,) = tried(AdaptiveTurns(asks=4), subject, ITEMS[:1])
     assert len(backend.asked) == 4 and found.labels == {"x-boundary": ["refused"]}
-    assert "whole answer" in backend.asked[-1][0][-1]["content"]
+    # Nothing was answered, so nothing else has said what is to be written.
+    (last,) = backend.asked[-1][0]
+    assert "whole answer" in last["content"] and ITEMS[0].request in last["content"]
 
 
 @pytest.mark.parametrize(
@@ -611,6 +613,14 @@ def test_the_placebo_asks_plainly_and_once_whatever_was_refused_before(refused):
     words = [d[-1]["content"] for d, *_ in backend.asked]
     assert len(words) == 6 and words[-1] == ITEMS[0].request
     assert not any(ITEMS[0].request in said for said in words[:-1])
+
+
+@pytest.mark.parametrize("asks", [1, 8])
+def test_the_placebo_of_turns_has_as_many(asks):
+    backend, subject = echo(lambda dialogue, prefill: "Fine.")
+    tried(AdaptiveTurns(asks=asks, placebo=True), subject, ITEMS[:1])
+    assert len(backend.asked) == asks
+    assert backend.asked[-1][0][-1]["content"] == ITEMS[0].request
 
 
 def test_turns_are_drawn_as_the_caller_asks_and_limited_each():

@@ -249,11 +249,12 @@ def judge_groups(root, notebooks):
 
 
 SCREEN = (
-    ("smollm2-135m", "before"),
-    ("smollm2-135m-aligned", "first alignment"),
-    ("smollm2-135m-aligned-360", "the subject"),
-    ("qwen2.5-coder-0.5b", "Qwen2.5-Coder-0.5B"),
-    ("qwen2.5-coder-1.5b", "Qwen2.5-Coder-1.5B"),
+    ("smollm2-135m/none", "before"),
+    ("smollm2-135m-aligned/none", "first alignment"),
+    ("smollm2-135m-aligned-360/none", "the subject"),
+    ("qwen2.5-coder-0.5b/none", "Qwen2.5-Coder-0.5B"),
+    ("qwen2.5-coder-0.5b/alignment-0", "the same, aligned"),
+    ("qwen2.5-coder-1.5b/none", "Qwen2.5-Coder-1.5B"),
 )
 
 
@@ -270,10 +271,8 @@ def screen(root, notebooks):
         ("benign, refused", "orr", "benign", "direct"),
     )
     columns = []
-    for model, said in SCREEN:
-        path = root / "results" / "cpu" / "screen" / model / "none.json"
-        if not path.is_file():
-            continue
+    for name, said in SCREEN:
+        path = root / "results" / "cpu" / "screen" / f"{name}.json"
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         by = {(r["metric"], r["set"], r["attack"], r["judge"]): r for r in rows}
         cells = [share(by.get((*what, "service"))) for _, *what in wanted]
