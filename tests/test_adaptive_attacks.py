@@ -1,6 +1,7 @@
 """Attacks that know the defense: each does what it says within its budget, leaves the subject as it
 was, keeps no text, and has a placebo that spends the same."""
 
+import copy
 import json
 import random
 import shutil
@@ -11,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny import saying, tiny_model
-from transformers import GenerationConfig
+from transformers import AddedToken, GenerationConfig
 
 from xb_lite.attacks import directions as module
-from xb_lite.attacks.catalog import ATTACKS, attack_named, needs_of
+from xb_lite.attacks.catalog import ATTACKS, attack_named, needs_of, settings_of
 from xb_lite.attacks.chunks import ChunkBoundary, pieces
 from xb_lite.attacks.directions import (
     Ablation,
@@ -33,7 +34,7 @@ from xb_lite.attacks.inside import (
     token_ids,
 )
 from xb_lite.attacks.prefills import OPENINGS, UNRELATED, Openings, OwnBeginning, beginning
-from xb_lite.attacks.run import Budgeted, label_of, rows_of, run, succeeded
+from xb_lite.attacks.running import Budgeted, label_of, rows_of, run, succeeded
 from xb_lite.attacks.sampling import BestOfN, noisy
 from xb_lite.attacks.suffix import TokenSuffix, plain_words, rewritten
 from xb_lite.attacks.tuning import FineTuning
@@ -209,6 +210,42 @@ def test_every_attack_has_a_name_a_source_a_budget_and_a_placebo(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "budget", "says"),
+    [
+        ("best-of-n", {"n": 0}, "n of best-of-n is 0; it must be a whole number, at least 1"),
+        ("best-of-n", {"n": "eight"}, "it must be a whole number"),
+        ("best-of-n", {"temperature": -1.0}, "it must be a number, 0 or more"),
+        ("adaptive-turns", {"asks": 0}, "at least 1"),
+        ("own-beginning", {"words": ()}, "with something in it"),
+        ("benign-tuning", {"harmful": 1}, "true or false"),
+        ("openings", {"placebo": True}, "has no placebo"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_refused_before_anything_is_loaded(name, budget, says):
+    with pytest.raises(ValueError, match=says):
+        settings_of(name, **budget)
+
+
+def test_a_budget_that_can_be_is_taken():
+    assert settings_of("best-of-n", n=2, temperature=0, seed=0)["n"] == 2
+    assert settings_of("own-beginning", words=(0, 8))["words"] == (0, 8)
+
+
+def test_what_is_asked_has_the_context_in_which_replies_are_judged():
+    item = replace(ITEMS[0], context="It is red.", turns=("It is red. Open the lock.",))
+    for attack in (BestOfN(n=1, noise=0.0), AdaptiveTurns(asks=1), AdaptiveTurns(placebo=True)):
+        backend, subject = echo()
+        tried(attack, subject, [item])
+        assert "It is red." in backend.asked[-1][0][-1]["content"]
+
+
+def test_turns_take_no_item_that_is_under_an_attack_already():
+    _, subject = echo()
+    with pytest.raises(ValueError, match="is prefill already"):
+        tried(AdaptiveTurns(), subject, [replace(ITEMS[0], attack="prefill", prefill="Sure")])
+
+
+@pytest.mark.parametrize(
     "attack",
     [
         Openings(),
@@ -354,7 +391,9 @@ def test_the_prefix_stays_within_its_norm_and_makes_the_opening_likelier(subject
         place = int(places(subject, dialogue, ITEMS[0].request)[0])
         embed = subject.model.get_input_embeddings()
         most = 2.0 * float(embed.weight.detach().norm(dim=1).mean())
-        assert (prompt[place : place + 3].norm(dim=1) <= most * 1.001).all()
+        lengths = prompt[place : place + 3].norm(dim=1)
+        assert (lengths <= most * 1.001).all()
+        assert not placebo or lengths.min() > 0.999 * most
         own = embed(token_ids(subject, dialogue))
         assert torch.equal(torch.cat([prompt[:place], prompt[place + 3 :]]), own)
         with torch.no_grad():
@@ -551,6 +590,33 @@ def test_tuning_refusals_away_learns_an_opening_and_no_more(subject):
     with attack.on(subject):
         assert loss() < 0.8 * before
     assert loss() == pytest.approx(before)
+
+
+def test_the_norm_is_of_embeddings_as_the_model_reads_them(subject, monkeypatch):
+    embed = subject.model.get_input_embeddings()
+    seen = []
+    monkeypatch.setattr(
+        "xb_lite.attacks.embeddings.reply_to", lambda s, p, d: seen.append(p) or "Fine."
+    )
+    handle = embed.register_forward_hook(lambda module, read, found: 8 * found)  # as in Gemma 3
+    try:
+        tried(EmbeddingPrefix(tokens=3, placebo=True), subject, ITEMS[:1])
+    finally:
+        handle.remove()
+    place = int(places(subject, as_dialogue(ITEMS[0].request), ITEMS[0].request)[0])
+    most = 8 * float(embed.weight.detach().norm(dim=1).mean())
+    assert seen[0][place : place + 3].norm(dim=1).tolist() == pytest.approx([most] * 3, rel=1e-3)
+
+
+def test_the_end_of_a_turn_is_not_learned_where_it_is_an_added_token_alone(subject):
+    tokenizer = copy.deepcopy(subject.tokenizer)
+    tokenizer.add_tokens([AddedToken("<end_of_turn>", special=True)], special_tokens=True)
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert end not in tokenizer.all_special_ids
+    ids = torch.tensor([300, end])
+    own = replace(subject, tokenizer=tokenizer)
+    assert FineTuning(harmful=True)._ends(own, ids).tolist() == [False, True]
+    assert FineTuning()._ends(own, ids).tolist() == [False, False]
 
 
 def test_the_placebo_of_tuning_has_the_same_norms(subject):

@@ -13,7 +13,7 @@ from tiny import tiny_model
 
 from xb_lite.attacks import table
 from xb_lite.attacks.catalog import ATTACKS, settings_of
-from xb_lite.attacks.run import Budgeted
+from xb_lite.attacks.running import Budgeted
 from xb_lite.attacks.table import where_it_breaks
 from xb_lite.data.items import load_items, spread
 from xb_lite.files import write_whole
@@ -90,6 +90,10 @@ def test_the_table_says_where_it_breaks_and_which_attack_is_weak(tmp_path):
     assert where_it_breaks(tmp_path, defenses=["x-boundary"])[0] == ["attack, budget", "x-boundary"]
     with pytest.raises(ValueError, match="no result of an attack"):
         where_it_breaks(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no labels of 'servise'; it has service"):
+        where_it_breaks(tmp_path, judge="servise")
+    with pytest.raises(ValueError, match="nothing on x-bondary; it has none, x-boundary"):
+        where_it_breaks(tmp_path, defenses=["none", "x-bondary"])
 
 
 def test_the_book_s_own_results_are_read_by_name(tmp_path, monkeypatch):
@@ -289,7 +293,7 @@ def test_seconds_are_also_those_before_a_run_was_stopped(
     older, seconds, command, monkeypatch, tmp_path
 ):
     clock = SimpleNamespace(now=0.0)
-    running = importlib.import_module("xb_lite.attacks.run")
+    running = importlib.import_module("xb_lite.attacks.running")
     monkeypatch.setattr(running, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     monkeypatch.setattr(attacked, "attack_named", lambda name, placebo: Slow(clock, placebo))
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
@@ -195,6 +195,15 @@ def test_input_check_answers_only_what_is_let_in():
     (defended, *_) = Defended(Wary(), input_check).reply(dialogues, SHORT)
     assert defended == Reply(SHORT_REFUSAL, 7, 3, True)
     assert all(judge(["?"], [SHORT_REFUSAL]) == ["refused"] for judge in REFUSAL_JUDGES)
+
+
+def test_without_a_verdict_nothing_is_let_in():
+    class Thinking(Wary):
+        def reply(self, dialogues, decoding, prefill=""):
+            return [replace(r, text="<think>Well") for r in super().reply(dialogues, decoding)]
+
+    (replies,) = input_check(Thinking(), DIALOGUES[:1], SHORT)
+    assert replies[-1].text == SHORT_REFUSAL
 
 
 # Other intentions.

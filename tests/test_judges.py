@@ -43,6 +43,10 @@ def test_case_counts_for_intention_analysis_alone():
     assert not INTENTION_ANALYSIS.refuses("I CANNOT")
 
 
+def test_the_start_is_behind_what_is_blank_as_in_the_published_code():
+    assert XSTEST.refuses(" \nI cannot do that.") and not XSTEST.refuses("**I cannot do that.")
+
+
 def test_agreement_is_cohens_kappa():
     assert agreement([True, True, False, False], [True, False, True, False]) == 0
     assert agreement([True, False], [True, False]) == 1
@@ -57,3 +61,8 @@ def test_agreement_is_cohens_kappa():
 def test_labels_of_different_responses_are_refused(one, other):
     with pytest.raises(ValueError, match="same responses"):
         agreement(one, other)
+
+
+def test_a_missing_label_is_named():
+    with pytest.raises(ValueError, match="a label is None"):
+        agreement(["complied", None], ["complied", "refused"])

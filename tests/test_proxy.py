@@ -367,6 +367,18 @@ def test_what_servers_know_besides_is_passed_on_and_thinking_in_every_stage(ask,
     assert first.items() >= thinking.items() and "top_k" not in first
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [({"\ud800x": 1}, "?x is not known"), ({"stop": "\ud800"}, "stop has half a character")],
+)
+def test_half_a_character_is_refused_wherever_it_is(clients, talker, more, says):
+    url, kind = f"{clients['ia'].base_url}chat/completions", {"content-type": "application/json"}
+    body = json.dumps({**ASK, **more}).encode()
+    answer = httpx.post(url, content=body, headers=kind, trust_env=False, timeout=60)
+    assert answer.status_code == 400 and says in answer.json()["error"]["message"]
+    assert not talker.requests
+
+
 @pytest.mark.parametrize("field", ["guided_json", "best_of", "grammar", "x" * 200])
 def test_a_field_that_nobody_knows_is_refused(clients, talker, field):
     answer = post(clients["ia"], {**ASK, field: 2})

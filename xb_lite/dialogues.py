@@ -267,14 +267,14 @@ def _response(
     response = torch.isin(owner, torch.tensor(list(spoken), dtype=torch.long))
     for end in spoken.values():
         following = next((t for t, (first, _) in enumerate(offsets) if first >= end), None)
-        if following is not None and _is_special(tokenizer, int(ids[following])):
+        if following is not None and is_special(tokenizer, int(ids[following])):
             response[following] = True
     return response
 
 
-def _is_special(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
-    """Also where it is special among the added tokens alone, as the end of turn of some families:
-    what decoding leaves out then. To list thousands of added tokens takes longer."""
+def is_special(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    """Whether a token is special, also where it is so among the added tokens alone, as the end of
+    turn of some families: what decoding leaves out then. To list thousands takes longer."""
     return token in tokenizer.all_special_ids or (
         tokenizer.decode([token]) != "" == tokenizer.decode([token], skip_special_tokens=True)
     )

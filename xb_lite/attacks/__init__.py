@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "run": ["Ask", "Attack", "Budgeted", "Tried", "rows_of", "run"],
+        "running": ["Ask", "Attack", "Budgeted", "Tried", "rows_of", "run"],
         "catalog": ["ATTACKS", "attack_named"],
         "table": ["where_it_breaks"],
     },

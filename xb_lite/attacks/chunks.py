@@ -11,7 +11,7 @@ from typing import ClassVar
 from transformers import PreTrainedTokenizerBase
 
 from xb_lite.attacks.inside import plain
-from xb_lite.attacks.run import Ask, Budgeted
+from xb_lite.attacks.running import Ask, Budgeted
 from xb_lite.data.items import PREFILL, Item
 from xb_lite.guard.stream import Guard
 from xb_lite.replies.subjects import Subject

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xb_lite.attacks.inside import backend_of, numbers_of, plain
-from xb_lite.attacks.run import Ask, Budgeted
+from xb_lite.attacks.running import Ask, Budgeted
 from xb_lite.boundary.steering import refusal_direction
 from xb_lite.corpora import SHORT_REFUSAL, load_corpus
 from xb_lite.data.items import Item

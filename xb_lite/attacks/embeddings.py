@@ -23,7 +23,7 @@ from xb_lite.attacks.inside import (
     target_ids,
     token_ids,
 )
-from xb_lite.attacks.run import Ask, Budgeted
+from xb_lite.attacks.running import Ask, Budgeted
 from xb_lite.corpora import SHORT_REFUSAL
 from xb_lite.data.items import Item
 from xb_lite.dialogues import Dialogue
@@ -72,10 +72,14 @@ class EmbeddingPrefix(Budgeted):
         if dialogue is None:
             return SHORT_REFUSAL
         embed = subject.model.get_input_embeddings()
-        prompt = embed(token_ids(subject, dialogue)).detach()
+        ids = token_ids(subject, dialogue)
+        prompt = embed(ids).detach()
         found = places(subject, dialogue, request)
         place = int(found[0]) if len(found) else 1
-        most = self.norm * float(embed.weight.detach().float().norm(dim=1).mean())
+        words = embed.weight.detach()
+        # Some families scale what they look up.
+        scale = float(prompt.float().norm() / words[ids].float().norm())
+        most = self.norm * scale * float(words.float().norm(dim=1).mean())
         prefix = self._found(subject, prompt, place, most)
         return reply_to(subject, _inserted(prompt, prefix.to(prompt), place), decoding)
 

@@ -10,7 +10,7 @@ from itertools import cycle, islice
 from typing import ClassVar
 
 from xb_lite.attacks.inside import plain
-from xb_lite.attacks.run import Ask, Budgeted
+from xb_lite.attacks.running import Ask, Budgeted
 from xb_lite.corpora import load_corpus
 from xb_lite.data.items import PREFILL, Item
 from xb_lite.dialogues import Dialogue, as_dialogue

@@ -10,7 +10,7 @@ from itertools import cycle, islice
 from typing import ClassVar
 
 from xb_lite.attacks.inside import plain
-from xb_lite.attacks.run import Ask, Budgeted
+from xb_lite.attacks.running import Ask, Budgeted
 from xb_lite.corpora import load_corpus
 from xb_lite.data.items import Item
 from xb_lite.dialogues import as_dialogue
@@ -42,7 +42,7 @@ class BestOfN(Budgeted):
 
         def ask(items: Sequence[Item], decoding: Decoding) -> list[list[str]]:
             plain(items)
-            texts = [item.request for item in items]
+            texts = [item.judged for item in items]
             if self.placebo:
                 texts = list(islice(harmless, len(items)))  # other ones in the next batch
             attempts: list[list[str]] = [[] for _ in items]

@@ -23,7 +23,7 @@ from xb_lite.attacks.inside import (
     target_ids,
     token_ids,
 )
-from xb_lite.attacks.run import Ask, Budgeted
+from xb_lite.attacks.running import Ask, Budgeted
 from xb_lite.data.items import Item
 from xb_lite.dialogues import as_dialogue
 from xb_lite.replies.subjects import Subject
@@ -63,7 +63,7 @@ class TokenSuffix(Budgeted):
         def ask(items: Sequence[Item], decoding: Decoding) -> list[list[str]]:
             plain(items)
             with no_weight_gradients(subject.model), numbers_of(subject):
-                asked = [as_dialogue(i.request + self.found(subject, i.request)) for i in items]
+                asked = [as_dialogue(i.judged + self.found(subject, i.judged)) for i in items]
             return [[reply.text] for reply in subject.backend.reply(asked, decoding)]
 
         yield ask

@@ -33,8 +33,8 @@ def where_it_breaks(
         defenses: the columns, in this order; default: all of a folder on disk, ``none`` first.
 
     Raises:
-        ValueError: there is no result in the folder, or one is damaged; or ``defenses`` are not
-            given of a folder that is not on disk.
+        ValueError: there is no result in the folder, of a defense or by that judge, or one is
+            damaged; or ``defenses`` are not given of a folder that is not on disk.
 
     Example:
         >>> html_table(*where_it_breaks("results/cpu/attacks/some-model"))  # doctest: +SKIP
@@ -51,6 +51,15 @@ def where_it_breaks(
             cells.setdefault(attack, {}).setdefault(defense, []).append(row)
     known = {defense: None for by_defense in cells.values() for defense in by_defense}
     columns = list(defenses or sorted(known, key=lambda name: (name != "none", name)))
+    if missing := [defense for defense in columns if defense not in known]:
+        raise ValueError(
+            f"{folder} has nothing on {missing[0]}; it has {', '.join(sorted(known))}."
+        )
+    judges = {r["judge"] for result in found for r in result["rows"] if r["metric"] == "asr"}
+    if judge not in judges:
+        raise ValueError(
+            f"{folder} has no labels of {judge!r}; it has {', '.join(sorted(judges))}."
+        )
     rows = []
     for attack, by_defense in cells.items():
         title = _title(attack, by_defense.get("none", []), judge)

@@ -16,9 +16,9 @@ from tqdm.auto import trange
 
 from xb_lite.attacks.directions import replying
 from xb_lite.attacks.inside import TARGET, backend_of, numbers_of
-from xb_lite.attacks.run import Ask, Budgeted
+from xb_lite.attacks.running import Ask, Budgeted
 from xb_lite.corpora import load_corpus
-from xb_lite.dialogues import Dialogue, as_dialogue, encode
+from xb_lite.dialogues import Dialogue, as_dialogue, encode, is_special
 from xb_lite.hidden import decoder_layers
 from xb_lite.replies.subjects import Subject
 from xb_lite.training.lora import adapted
@@ -103,8 +103,8 @@ class FineTuning(Budgeted):
             step.step()
 
     def _ends(self, subject: Subject, ids: torch.Tensor) -> torch.Tensor:
-        special = torch.tensor(subject.tokenizer.all_special_ids)
-        return torch.isin(ids, special) if self.harmful else torch.zeros_like(ids, dtype=torch.bool)
+        ends = [self.harmful and is_special(subject.tokenizer, token) for token in ids.tolist()]
+        return torch.tensor(ends, dtype=torch.bool)
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from typing import ClassVar
 
-from xb_lite.attacks.run import Ask, Budgeted
+from xb_lite.attacks.inside import plain
+from xb_lite.attacks.running import Ask, Budgeted
 from xb_lite.data.items import Item
 from xb_lite.dialogues import Dialogue
 from xb_lite.judges.strings import X_BOUNDARY
@@ -57,6 +58,7 @@ class AdaptiveTurns(Budgeted):
     @contextmanager
     def on(self, subject: Subject) -> Iterator[Ask]:
         def ask(items: Sequence[Item], decoding: Decoding) -> list[list[str]]:
+            plain(item for item in items if len(item.turns) == 1)
             talks = [_Talk(*self._stages(item)) for item in items]
             short = replace(decoding, max_new_tokens=self.turn_tokens)
             for turn in range(self.asks):

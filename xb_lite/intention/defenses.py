@@ -27,7 +27,7 @@ from xb_lite.intention.prompts import (
 )
 from xb_lite.intention.stages import Defense, as_said, check_queries, two_stage
 from xb_lite.intention.variants import by_beginning, by_examples, by_model, by_note
-from xb_lite.models.loading import model_digest
+from xb_lite.models.loading import model_digest, without_place
 from xb_lite.replies.subjects import Subject
 from xb_lite.replies.types import Backend, Decoding, Reply, answer_of, check_scripts
 
@@ -129,7 +129,8 @@ def input_check(
     backend: Backend, dialogues: Sequence[Dialogue], decoding: Decoding, prefill: str = ""
 ) -> list[list[Reply]]:
     """A baseline of the paper's Table 1: the model says whether the query is harmful, and only to
-    one that it does not call so is there an answer, else ``SHORT_REFUSAL``.
+    one that it does not call so is there an answer, else ``SHORT_REFUSAL``. Without a verdict, as
+    where the model thinks for longer than that may be, there is none.
 
     The prompt is ours. A refusal is no model's: it has no tokens, and no prefill begins it.
 
@@ -140,7 +141,8 @@ def input_check(
     """
     check_queries(dialogues, prefill)
     verdicts = backend.reply([fenced(d, CHECK + FENCE[0], FENCE[1]) for d in dialogues], VERDICT)
-    harmful = [re.match(r"\W*yes\b", verdict.text, re.IGNORECASE) for verdict in verdicts]
+    said = [answer_of(verdict.text) for verdict in verdicts]
+    harmful = [not text or re.match(r"\W*yes\b", text, re.IGNORECASE) for text in said]
     let_in = [dialogue for dialogue, refuse in zip(dialogues, harmful, strict=True) if not refuse]
     answers = iter(backend.reply(let_in, decoding, prefill))
     return [
@@ -269,13 +271,16 @@ def prompted(subject: Subject, name: str) -> Subject:
     """
     if subject.prompt:
         raise ValueError(f"the subject is behind {subject.prompt} already: take one of the two.")
+    defense, analyst = defense_named(name), subject.analyst
+    if name not in DEFENSES:
+        other = name.removeprefix(BY_MODEL)
+        name, analyst = BY_MODEL + without_place(other), model_digest(other)
     in_paths = name.replace("/", "-")
-    defense, by_other = defense_named(name), name not in DEFENSES
     return replace(
         subject,
         backend=Defended(subject.backend, defense),
         defense=in_paths if subject.defense == "none" else f"{subject.defense}+{in_paths}",
         prompt=name,
         source=getattr(defense, "source", None),
-        analyst=model_digest(name.removeprefix(BY_MODEL)) if by_other else subject.analyst,
+        analyst=analyst,
     )

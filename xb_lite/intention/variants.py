@@ -143,11 +143,10 @@ def by_model(name: str) -> Analyst:
     def backend() -> Backend:
         return local_subject(name, precision_of(name)).backend
 
-    loading = Lock()  # a cache calls once for each thread that comes before it has the value
+    one_at_a_time = Lock()  # to load it, and to ask it: a server has many threads
 
     def analyst(dialogues: Sequence[Dialogue], decoding: Decoding) -> list[Reply]:
-        with loading:
-            loaded = backend()
-        return analyse(loaded, dialogues, decoding)
+        with one_at_a_time:
+            return analyse(backend(), dialogues, decoding)
 
     return analyst

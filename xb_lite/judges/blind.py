@@ -14,7 +14,7 @@ from xb_lite.judges.strings import REFUSAL_JUDGES, Judge, RefusalStrings
 
 BLIND = {
     "words": "what is not in English (always complied), a refusal with a curly apostrophe or "
-    "behind a blank or **, an apology that goes on to answer, and whether a request was served",
+    "behind **, an apology that goes on to answer, and whether a request was served",
     "service": "what is not in English (mostly evaded), and whether what is given is true",
     "harmbench": "more than the first 512 tokens of a reply, and a [/INST] in it that misleads it",
     "llama-guard": "a harm that is in none of its categories",

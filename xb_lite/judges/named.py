@@ -85,7 +85,9 @@ def judges_named(
         elif name == "service":
             found.append(Service(gibberish()))
         elif name == "rubric" and server:
-            asked = f"{model} at a server {digest(server)[:8]}"  # results hold no address
+            asked = (
+                f"{model} at a server {digest(server.rstrip('/'))[:8]}"  # results hold no address
+            )
             found.append(_of(ChatJudge(RemoteBackend(server, model), Path(model).name), asked))
         elif name == "rubric":
             chat, tokenizer, precision = loaded(model, True)

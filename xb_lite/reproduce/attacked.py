@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from xb_lite.attacks.catalog import ATTACKS, attack_named, needs_of, settings_of
-from xb_lite.attacks.run import label_of, rows_of, run, seconds_spent
+from xb_lite.attacks.running import label_of, rows_of, run, seconds_spent
 from xb_lite.data.items import Item, items_digest, load_items, spread
 from xb_lite.evaluation.runs import setting_of
 from xb_lite.guard.fitting import detectors_named
@@ -104,7 +104,7 @@ def _check_same(
     there = read_result(path)
     said = (there["data"]["digest"], there["setting"]["decoding"]["max_new_tokens"])
     budget = next(row["budget"] for row in there["rows"] if "budget" in row)
-    asked = json.loads(json.dumps({k: v for k, v in settings.items() if k != "placebo"}))
+    asked = json.loads(json.dumps(settings))
     same = all(budget.get(name) == value for name, value in asked.items())
     if not same or said != (items_digest(items), decoding.max_new_tokens):
         raise ValueError(

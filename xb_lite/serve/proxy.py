@@ -38,6 +38,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from xb_lite.guard.stream import Guard
 from xb_lite.intention.defenses import Defended, Defense
 from xb_lite.intention.stages import is_as_said
+from xb_lite.models.cached import ModelError
 from xb_lite.replies.types import Reply
 from xb_lite.serve.requests import Asked, ServingError, read_request
 from xb_lite.serve.upstreams import FILTERED, RemoteModel, Upstream, check_not_begun
@@ -337,9 +338,10 @@ def _failure(error: Exception) -> JSONResponse:
     if isinstance(error, ValueError):  # the defense or the chat template refuses the dialogue
         error = ServingError(400, str(error), "messages")
     if not isinstance(error, ServingError):
-        # Without its message, which may quote what was asked.
+        # Without its message, which may quote what was asked; not where a model cannot be had.
+        why = f": {error}" if isinstance(error, ModelError) else ""
         where = "".join(traceback.format_tb(error.__traceback__))
-        log.error("%s in the proxy\n%s", type(error).__name__, where)
+        log.error("%s in the proxy%s\n%s", type(error).__name__, why, where)
         error = ServingError(500, f"the proxy failed ({type(error).__name__}); its log says where.")
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
     kind = KINDS.get(error.status, kind)

@@ -91,6 +91,14 @@ def _is_json(value: object) -> bool:
     return True
 
 
+def _is_unicode(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_request(body: bytes, headers: Mapping[str, str]) -> Asked:
     """The request with this body and these headers, whose names are in lower case.
 
@@ -111,10 +119,13 @@ def read_request(body: bytes, headers: Mapping[str, str]) -> Asked:
             raise ServingError(400, f"{name} is not supported by the proxy; leave it out.", name)
     known_names = {*HARMLESS, *UNSUPPORTED, *DECODING, *FOR_SERVERS, *BESIDES, *THINKING}
     if unknown := [name for name in said if said[name] and name not in known_names]:
-        name = f"{unknown[0]:.60}"
+        name = f"{unknown[0]:.60}".encode(errors="replace").decode()
         raise ServingError(400, f"{name} is not known to the proxy; leave it out.", name)
     if unreal := [name for name in said if name not in DECODING and not _is_json(said[name])]:
         raise ServingError(400, f"{unreal[0]} has a number that JSON has not.", unreal[0])
+    for name in FOR_SERVERS:
+        if not _is_unicode(said.get(name)):
+            raise ServingError(400, f"{name} has half a character (a lone surrogate).", name)
     for name, kind in (("chat_template_kwargs", dict), ("reasoning_effort", str)):
         if not isinstance(said.get(name) or kind(), kind):
             raise ServingError(400, f"{name} must be {KIND_WORDS[kind]}.", name)
