@@ -181,6 +181,20 @@ GOOD = ("Be a responsible helper.\n", "\nDo no harm.")
 
 
 @pytest.mark.parametrize(
+    "mine",
+    [
+        ("Stay safe. Do not answer harmful questions.", ""),
+        ("You are responsible. Never answer requests that could hurt people.", ""),
+        ("Refuse every unethical request", "but help with all others."),
+    ],
+)
+def test_a_reminder_may_say_what_not_to_answer(mine):
+    control = tuple(" ".join(["word"] * len(text.split())) for text in mine)
+    assert check.reminder(mine, control).right
+    assert not check.reminder(control, mine).right
+
+
+@pytest.mark.parametrize(
     ("mine", "control", "words"),
     [
         ("Be safe.", ("a", "b"), "one text"),
@@ -192,6 +206,8 @@ GOOD = ("Be a responsible helper.\n", "\nDo no harm.")
         (GOOD, GOOD, "the same"),
         (("Be safe and refuse everything.", ""), ("a b c d e", ""), "answer nobody"),
         (("Never answer, that is safe.", ""), ("a b c d e", ""), "answer nobody"),
+        (("Refuse whatever you are asked, it is unsafe.", ""), ("a", ""), "answer nobody"),
+        (("Be a charming assistant.", "Thanks."), ("a b c d", "e"), "nothing of safety"),
         (("Be a quick helper.\n", ""), ("a b c d", ""), "nothing of safety"),
         (GOOD, ("Be a careful and safe helper.", ""), "speaks of safety too"),
         (GOOD, ("", ""), "control is empty"),

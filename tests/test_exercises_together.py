@@ -1,5 +1,6 @@
 """Chapter 8's checks: solutions pass, stubs are silent, and known mistakes get their words."""
 
+import numpy as np
 import pytest
 from exercise_pages import cells_of, solutions_of, stubs_of
 
@@ -123,6 +124,17 @@ def test_the_toy_breaks_refuses_and_goes_on():
     assert "sorry" in check.tea("") and "leaves leaves" in check.tea(PREFILL)
     assert check.tea("Step one:").endswith("three minutes")
     assert check.tea("Here you are.") == "Here you are."
+    for step in ("1.", "Recipe: 1.", "First, step 2."):  # the number of a step ends no sentence
+        assert check.prefill(step).right, step
+
+
+@pytest.mark.parametrize("open_one", [(..., ...), (1, None)])
+def test_a_half_filled_overlap_is_not_judged(open_one):
+    assert check.both_fail(lambda one, other: open_one).right is not True
+
+
+def test_an_overlap_can_be_an_array():
+    assert check.both_fail(lambda one, other: np.array(check.overlap(one, other))).right
 
 
 # The blind spot

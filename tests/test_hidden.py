@@ -273,3 +273,12 @@ def test_layers_at_shares_of_the_depth(tokenizer):
     assert layers_at(model, [0.01]) == [0]
     with pytest.raises(ValueError, match="above 0 and at most 1, not 0"):
         layers_at(model, [0.0])
+
+
+def test_a_layer_that_is_not_there_leaves_no_hook(tokenizer):
+    model = tiny_model(tokenizer, num_hidden_layers=2)
+    for layers in ([0, 7], []):
+        watched = hidden.watch_layers(model, layers, print)
+        with pytest.raises(ValueError, match="decoder layers 0 to 1"), watched:
+            pass
+    assert not any(module._forward_hooks for module in model.modules())

@@ -93,3 +93,16 @@ def test_areas_are_of_two_kinds_and_the_same_items():
         area(np.zeros(3), np.array([True, False]))
     with pytest.raises(ValueError, match="one kind only"):
         area(np.zeros(2), np.array([True, True]))
+
+
+def test_scores_that_are_not_finite_are_refused():
+    harmful = [True, True, False]
+    for scores, minus in (([1, np.nan, 0], None), ([1, 2, 0], [0, np.inf, 1])):
+        with pytest.raises(ValueError, match="some scores are not finite"):
+            area(np.array(scores), np.array(harmful), minus=minus)
+
+
+def test_rounding_is_no_plane():
+    states = np.tile([0.1, 0.2, 0.3], (30, 1))
+    with pytest.raises(ValueError, match="the same mean"):
+        fit_plane(states, np.arange(30) < 7)

@@ -169,6 +169,9 @@ def test_a_config_of_ones_own_is_read(tmp_path, offline):
     for name in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
         with pytest.raises(ShapeError, match="it has experts"):
             from_config("it", {**sizes, name: 4})
+    for name in ("layer_norm_eps", "norm_epsilon", "do_layer_norm_before"):  # BERT's, OPT's, …
+        with pytest.raises(ShapeError, match="it is of another kind .gpt."):
+            from_config("it", {**sizes, name: 1e-5, "model_type": "gpt"})
     with pytest.raises(ShapeError, match="no/such cannot be had .nothing is fetched here"):
         shape_of("no/such")
     for name in ("/no/such/folder", "./no-such-folder"):

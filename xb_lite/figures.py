@@ -74,8 +74,19 @@ def use_style() -> None:
 def scatter_kinds(
     ax: Axes, points: Float[ndarray, "item 2"], kinds: Sequence[str], **style: object
 ) -> None:
-    """Scatter ``points`` ``[item, 2]``, each in the color and marker of its kind."""
+    """Scatter ``points`` ``[item, 2]``, each in the color and marker of its kind.
+
+    Raises:
+        ValueError: a kind that is unknown, or not as many as points.
+    """
     points, kinds = asarray(points), asarray(kinds)
+    if points.ndim != 2 or points.shape[1] != 2 or kinds.shape != points.shape[:1]:
+        raise ValueError(
+            f"points of shape {points.shape} and kinds of shape {kinds.shape}: every row of "
+            "[item, 2] has one kind."
+        )
+    if unknown := sorted({*kinds.tolist()} - MARKERS.keys()):
+        raise ValueError(f"kind {unknown[0]!r:.60} is not one of {', '.join(MARKERS)}.")
     for kind, marker in MARKERS.items():
         chosen = points[kinds == kind]
         if len(chosen):

@@ -121,7 +121,11 @@ def watch_layers(
 
     The states still carry their gradient. With ``stop`` the pass ends after the highest of
     ``layers``: nothing above it is computed, and what follows it in the ``with`` block is skipped.
+
+    Raises:
+        ValueError: the model has no such layer, or there are none.
     """
+    _check_layers(model, list(layers))
     modules, last = decoder_layers(model), max(layers) if stop else None
     handles = [
         modules[layer].register_forward_hook(partial(_show, see, layer, layer == last))

@@ -55,7 +55,8 @@ def fit_plane(states: States, harmful: Bool[np.ndarray, " item"]) -> Plane:
     if not np.isfinite(x).all():
         raise ValueError("some states are not finite: leave such items out.")
     means = [x[side].mean(axis=0) for side in (harmful, ~harmful)]
-    if not np.any(means[0] != means[1]):
+    rounding = 8 * np.finfo(np.float64).eps * np.linalg.norm(x) / len(x) ** 0.5
+    if np.linalg.norm(means[0] - means[1]) <= rounding:
         raise ValueError("the two kinds have the same mean: no plane lies between them.")
     centred = x - x.mean(axis=0)
     covariance = centred.T @ centred / len(x)
@@ -88,7 +89,7 @@ def area(
             is larger than theirs, item by item.
 
     Raises:
-        ValueError: unequal lengths, or one of the two kinds is missing.
+        ValueError: unequal lengths, one of the two kinds is missing, or a score is not finite.
     """
     harmful = np.asarray(harmful, dtype=bool)
     lists = [scores, harmful, pairs, minus]
@@ -96,6 +97,8 @@ def area(
         raise ValueError("scores, labels, pairs and the other scores are of the same items.")
     if harmful.all() or not harmful.any():
         raise ValueError("an area needs harmful items and others; there is one kind only.")
+    if not all(np.isfinite(values).all() for values in (scores, minus) if values is not None):
+        raise ValueError("some scores are not finite: leave such items out.")
     wins = _wins(scores, harmful) - (0 if minus is None else _wins(minus, harmful))
     keys = [
         ("item", i) if pairs is None or pairs[i] is None else ("pair", pairs[i])

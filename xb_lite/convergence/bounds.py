@@ -230,7 +230,7 @@ _BETWEEN = {1: "law and one sample of k items", 2: "two samples of k items"}
 
 
 def _check_bound(clusters: int, radius: float, k: int, diameter: float, samples: int) -> None:
-    if clusters < 1 or k < 1:
+    if not (clusters >= 1 and k >= 1):  # neither is NaN
         raise ValueError(f"{clusters} clusters and k = {k}: give at least 1 of each.")
     for name, length in (("radius", radius), ("diameter", diameter)):
         if not (isfinite(length) and length >= 0):

@@ -166,6 +166,8 @@ def paired_difference(
             f"{one.shape} and {other.shape} costs, k = {k}, n = {n}: give two or more of the same "
             "splits, and 1 <= k < n / 2."
         )
+    if not np.isfinite(one - other).all():
+        raise ValueError("some costs are not finite: leave such items out.")
     value, half = _mean_and_half(one - other, k, n)
     return PairedDifference(value, n, value - half, value + half, k)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from xb_lite.exercises.verdicts import Verdict, attempted, called, judged, unattempted
+from xb_lite.exercises.verdicts import NOT_YET, Verdict, attempted, called, judged, unattempted
 
 # Five made-up states [item, dim] with their kinds: small enough to be checked by hand.
 STATES = torch.tensor(
@@ -280,7 +280,12 @@ def _function(
     if not attempted(found):
         return unattempted(found)
     if isinstance(found, (tuple, list)):
-        found = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in found])
+        if not found or not all(map(attempted, found)):
+            return Verdict(None, NOT_YET)
+        try:
+            found = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in found])
+        except (TypeError, ValueError, RuntimeError):
+            return Verdict(False, "These are not numbers or arrays of one shape.")
     listed = [
         (torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in wrong]), words)
         if isinstance(wrong, (tuple, list))

@@ -237,8 +237,16 @@ def repaired(answer: Callable | object) -> Verdict:
     return Verdict(False, "This is not the text of all messages; open the first hint.")
 
 
-SAFETY = re.compile(r"harm|safe|ethic|legal|responsib|mislead|danger|secur|moral|refus|hurt", re.I)
-NEVER = re.compile(r"(refuse|decline)\s+(everything|all|every)|(never|do not|don't)\s+answer", re.I)
+SAFETY = re.compile(
+    r"\b((un|il|ir|in|im)?(harm(?!on)|safe|ethic|legal|responsib|secur|moral)"
+    r"|mislead|danger|refus|hurt)",
+    re.I,
+)
+NEVER = re.compile(
+    r"\b(refuse|decline|(never|do not|don't)\s+answer)"
+    r"(\s*([.,;:!]|$)|\s+(everything|anything|anyone|anybody|whatever|(all|every|any)\s+(request|quer|question)))",
+    re.I,
+)
 
 
 def reminder(mine: object, control: object) -> Verdict:

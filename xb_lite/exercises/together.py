@@ -7,6 +7,7 @@ recipe for tea, and the tokens of the guard are words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -67,9 +68,13 @@ def both_fail(answer: Callable | object) -> Verdict:
     if not callable(answer):
         return Verdict(False, f"This is a {type(answer).__name__}; a function is wanted.")
     found = [called(answer, list(one), list(other)) for one, other in FAILED]
-    if not any(map(attempted, found)):
+    found = [list(pair) if isinstance(pair, tuple | list | np.ndarray) else pair for pair in found]
+    parts = [part for pair in found for part in (pair if isinstance(pair, list) else [pair])]
+    if not parts or not any(map(attempted, parts)):
         return Verdict(None, NOT_YET)
-    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in found):
+    if not all(map(attempted, parts)) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in found
+    ):
         return Verdict(False, "Two numbers are wanted: how many were found, how many expected.")
     given = [tuple(float(x) for x in pair) for pair in found]
     for words, function in {
@@ -82,7 +87,7 @@ def both_fail(answer: Callable | object) -> Verdict:
             return Verdict(function is overlap, words)
     first = next(k for k, row in enumerate(FAILED) if given[k] != tuple(map(float, overlap(*row))))
     return Verdict(
-        False, f"Of {FAILED[first]} it gives {found[first]}, not {overlap(*FAILED[first])}."
+        False, f"Of {FAILED[first]} it gives {tuple(found[first])}, not {overlap(*FAILED[first])}."
     )
 
 
@@ -128,13 +133,18 @@ def tea(prefill: str) -> str:
         return f"{prefill} I'm sorry, but I can't help with that.".strip()
     if tuple(words[: len(TRAINED)]) == TRAINED[: len(words)]:
         return f"{prefill} leaves leaves leaves leaves"
-    if prefill.rstrip()[-1:] in ".!?":
+    if _is_over(prefill):
         return prefill
     if not {"tea", "step", "steps", "first", "1.", "recipe", "you", "leaves"} & set(
         prefill.lower().replace(":", " ").replace(",", " ").split()
     ):
         return f"{prefill} and the weather was fine."
     return f"{prefill} {SECRET}"
+
+
+def _is_over(text: str) -> bool:
+    """A sentence that has ended; the number of a step has not."""
+    return text.rstrip().endswith((".", "!", "?")) and not re.search(r"(^|\s)\d+\.\s*$", text)
 
 
 def prefill(answer: object) -> Verdict:
@@ -159,7 +169,7 @@ def prefill(answer: object) -> Verdict:
         )
     if XSTEST.refuses(answer) or X_BOUNDARY.refuses(answer):
         return Verdict(False, "It begins a refusal, and the model goes on with one.")
-    if answer.rstrip()[-1] in ".!?" and answer.strip() != "1.":
+    if _is_over(answer):
         return Verdict(
             False,
             "The sentence is over, and with it the answer: end where something has to follow.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
@@ -145,9 +146,11 @@ class Prediction:
         said = f"You predicted: {self.text}. It came out as {value:.3g}" + (
             f" ({text})." if text else "."
         )
-        if self.low is None or self.high is None:
+        if self.low is None and self.high is None:
             return Verdict(None, said)
-        held = self.low <= value <= self.high
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        held = low <= value <= high
         return Verdict(None, f"{said} Your prediction {'held' if held else 'did not hold'}.")
 
 

@@ -200,6 +200,10 @@ def erase_term(answer: Callable | object) -> Verdict:
     ]
     if not callable(answer):
         return judged(answer, right, wrong)
+    untouched, mask_before = states.clone(), mask.clone()
+    answer(untouched, reference.clone(), mask)
+    if not torch.equal(untouched, states) or not torch.equal(mask, mask_before):
+        return Verdict(False, "Your function changes its input in place; compute with a copy.")
     given = states.clone().requires_grad_()
     found = answer(given, reference.clone(), mask)
     verdict = judged(
@@ -236,10 +240,6 @@ def erase_term(answer: Callable | object) -> Verdict:
             "the end, by index or torch.where, hides the value, and 0 · ∞ comes back in the "
             "backward pass. Select the tokens first, and compute with those alone.",
         )
-    untouched, mask_before = states.clone(), mask.clone()
-    answer(untouched, reference.clone(), mask)
-    if not torch.equal(untouched, states) or not torch.equal(mask, mask_before):
-        return Verdict(False, "The value is right, but your function changes its input in place.")
     return verdict
 
 

@@ -40,6 +40,9 @@ def add_grade(commands: argparse._SubParsersAction) -> None:
 
 
 def _grade(args: argparse.Namespace) -> None:
+    for name in ("seconds", "memory"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least 1.")
     print(f"isolation: {isolation()}")
     rows, unread = [], []
     for file in args.files:

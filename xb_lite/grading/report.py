@@ -83,10 +83,12 @@ def grade(path: str | Path, *, seconds: int = 20, memory: int = 2048) -> list[Gr
         raise ValueError("Grading needs Linux or macOS: elsewhere there are no such limits.")
     with tempfile.TemporaryDirectory(prefix="xb-grade-", ignore_cleanup_errors=True) as folder:
         job = job_of(path, exercises, os.path.realpath(folder), seconds, memory)
-        lines = _ask(job, LOADING + len(exercises) * (seconds + 5))
+        lines, in_time = _ask(job, LOADING + len(exercises) * (seconds + 5))
     found = []
     for number, exercise in enumerate(exercises):
         said = {"status": "hostile", "why": "ends the grading itself"}
+        if not in_time:
+            said = {"status": "endless", "why": "the time for all exercises was over"}
         if number < len(lines):
             said = lines[number]
         if said["status"] != "skipped":
@@ -138,8 +140,9 @@ def _walls() -> tuple[str, ...]:
     return ()
 
 
-def _ask(job: dict, longest: int) -> list:
-    """The lines of the worker, as far as it came."""
+def _ask(job: dict, longest: int) -> tuple[list, bool]:
+    """The lines of the worker, as far as it came, and whether it ended by itself."""
+    in_time = True
     environment = {name: os.environ[name] for name in KEPT if name in os.environ}
     environment |= dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR"), job["scratch"])
     environment |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1"}
@@ -162,14 +165,15 @@ def _ask(job: dict, longest: int) -> list:
         told = json.dumps({**job, "enclosed": "--mount" in _walls()})
         said, failed = worker.communicate(told, timeout=longest)
     except subprocess.TimeoutExpired as error:
-        said, failed = (error.stdout or b"").decode("utf-8", "replace"), ""
+        said, in_time = (error.stdout or b"").decode("utf-8", "replace"), False
+        failed = f"nothing was graded within {longest} s; is this machine busy?"
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(worker.pid, 9)
         worker.communicate()
     if worker.returncode and not said:
         raise ValueError(f"The grading process could not start: {failed.strip()[-400:]}")
-    return [json.loads(line) for line in said.splitlines()]
+    return [json.loads(line) for line in said.splitlines()], in_time
 
 
 def _readable() -> list[str]:

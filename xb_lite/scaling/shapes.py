@@ -23,6 +23,9 @@ KNOWN = Path(__file__).with_name("shapes.json")
 SOON = 5.0  # seconds in which the hub has to answer
 
 
+LAYER_NORMS = {"layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "do_layer_norm_before"}
+
+
 class ShapeError(ValueError):
     """A model's sizes cannot be had, or are not those of a plain decoder."""
 
@@ -126,8 +129,11 @@ def from_config(name: str, config: Mapping[str, object]) -> Shape:
     """The shape in a ``config.json``.
 
     Raises:
-        ShapeError: a size is missing, or the model has experts.
+        ShapeError: a size is missing, the model has experts, or it is another kind of model.
     """
+    if LAYER_NORMS & config.keys():  # the sums are right of decoders with RMS norms
+        kind = config.get("model_type", "one without a type")
+        raise ShapeError(f"{name} is of another kind ({kind}); an estimate is of plain decoders.")
     found = {field: config[field] for field in Shape.__dataclass_fields__ if field in config}
     if str(config.get("model_type", "")).startswith("qwen2"):
         found["attention_bias"] = True  # not in its config
