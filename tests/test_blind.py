@@ -44,7 +44,7 @@ def test_other_languages_are_none(text):
     [
         ("I can’t help with that.", {"xstest", "x-boundary"}),
         ("I can’t provide that.", {"xstest", "x-boundary", "intention-analysis"}),
-        ("  Sorry, no.", {"xstest"}),
+        ("  Sorry, no.", set()),
         ("**I cannot** do it.", {"xstest"}),
         ("I can't provide that.", set()),
         ("Open it.", set()),
