@@ -369,7 +369,10 @@ def test_what_servers_know_besides_is_passed_on_and_thinking_in_every_stage(ask,
 
 @pytest.mark.parametrize(
     ("more", "says"),
-    [({"\ud800x": 1}, "?x is not known"), ({"stop": "\ud800"}, "stop has half a character")],
+    [
+        ({"\ud800x\n": 1}, r"\ud800x\n is not known"),
+        ({"stop": "\ud800"}, "stop has half a character"),
+    ],
 )
 def test_half_a_character_is_refused_wherever_it_is(clients, talker, more, says):
     url, kind = f"{clients['ia'].base_url}chat/completions", {"content-type": "application/json"}

@@ -119,7 +119,7 @@ def read_request(body: bytes, headers: Mapping[str, str]) -> Asked:
             raise ServingError(400, f"{name} is not supported by the proxy; leave it out.", name)
     known_names = {*HARMLESS, *UNSUPPORTED, *DECODING, *FOR_SERVERS, *BESIDES, *THINKING}
     if unknown := [name for name in said if said[name] and name not in known_names]:
-        name = f"{unknown[0]:.60}".encode(errors="replace").decode()
+        name = f"{repr(unknown[0])[1:-1]:.60}"  # on one line, whatever is in it
         raise ServingError(400, f"{name} is not known to the proxy; leave it out.", name)
     if unreal := [name for name in said if name not in DECODING and not _is_json(said[name])]:
         raise ServingError(400, f"{unreal[0]} has a number that JSON has not.", unreal[0])
