@@ -3,7 +3,7 @@ last, and how likely it is to begin as the attacker wants."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -40,13 +40,12 @@ def numbers_of(subject: Subject) -> AbstractContextManager:
     return precision.autocast() if precision else nullcontext()
 
 
-def plain(items: Iterable[Item]) -> list[Dialogue]:
+def plain(items: Sequence[Item]) -> list[Dialogue]:
     """The items as dialogues.
 
     Raises:
         ValueError: one is a script, or under an attack already.
     """
-    items = list(items)
     wrapped = (i for i in items if i.attack != "direct" or len(i.turns) > 1 or i.prefill)
     if wrong := next(wrapped, None):
         raise ValueError(f"{wrong.id} is {wrong.attack} already; plain requests are attacked.")

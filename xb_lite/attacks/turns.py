@@ -58,7 +58,7 @@ class AdaptiveTurns(Budgeted):
     @contextmanager
     def on(self, subject: Subject) -> Iterator[Ask]:
         def ask(items: Sequence[Item], decoding: Decoding) -> list[list[str]]:
-            plain(item for item in items if len(item.turns) == 1)
+            plain([item for item in items if len(item.turns) == 1])
             talks = [_Talk(*self._stages(item)) for item in items]
             short = replace(decoding, max_new_tokens=self.turn_tokens)
             for turn in range(self.asks):

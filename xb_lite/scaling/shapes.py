@@ -21,8 +21,6 @@ from xb_lite.models.cached import DEFAULT, SPECS, ModelSpec
 
 KNOWN = Path(__file__).with_name("shapes.json")
 SOON = 5.0  # seconds in which the hub has to answer
-
-
 LAYER_NORMS = {"layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "do_layer_norm_before"}
 
 
