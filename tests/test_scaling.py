@@ -235,6 +235,9 @@ def test_the_command_prints_a_line_a_card(capsys, offline):
         (["--cards", "abacus"], "there is no card 'abacus'"),
         (["--tokens", "0"], "--tokens is 0"),
         (["--set", "steps=0"], "steps is 0"),
+        (["--processes", "0"], "--processes is 0"),
+        (["--processes", "3"], "times the number of processes (3)"),
+        (["--set", "pairs_at_once=2", "--processes", "2", "--sharded"], "with ZeRO-3 or FSDP"),
     ):
         assert __main__.main(["estimate", CPU, *wrong]) == 1
         assert words in capsys.readouterr().err

@@ -57,6 +57,8 @@ def _estimate(args: argparse.Namespace) -> None:
     for name in ("tokens", "processes"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1.")
+    if args.processes > 1 or args.sharded:
+        _check_shared(recipe, args.processes, args.sharded)
     cards = [CARDS[name] for name in args.cards or CARDS]
     how = {
         "tokens": args.tokens,
@@ -65,6 +67,16 @@ def _estimate(args: argparse.Namespace) -> None:
         "sharded": args.sharded,
     }
     print(estimate_table(recipe, shape_of(recipe.model), cards, **how))
+
+
+def _check_shared(recipe: Budget, processes: int, sharded: bool) -> None:
+    """Raise the TrainingError of a training that could not be shared so: it has no estimate."""
+    from xb_lite.training.checks import check_shared_weights
+    from xb_lite.training.lora import passes
+
+    passes(recipe, processes)
+    if sharded:
+        check_shared_weights(recipe, "ZeRO-3 or FSDP")
 
 
 def _mean(recipe: Budget, tokens: int | None = None) -> int | None:

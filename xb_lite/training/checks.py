@@ -78,7 +78,8 @@ def check_place(recipe: Budget, folder: Path, resume: bool) -> None:
     if recipe.method in BY_TRL:
         import_trl()
     passes(recipe)
-    check_shared_weights(recipe)
+    if way := sharing():
+        check_shared_weights(recipe, way)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -114,15 +115,15 @@ def _check_own(folder: Path) -> None:
         )
 
 
-def check_shared_weights(recipe: Budget) -> None:
+def check_shared_weights(recipe: Budget, way: str) -> None:
     """Whether a recipe can be followed where each process has a part of the model's weights.
+
+    Args:
+        way: what shares them, as in ``sharing``.
 
     Raises:
         TrainingError: it cannot; before anything is loaded.
     """
-    way = sharing()
-    if way is None:
-        return
     if not isinstance(recipe, Recipe):
         raise TrainingError(
             f"{recipe.method} cannot be trained with {way}: its losses switch the adapter off in "

@@ -38,13 +38,16 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step, why, and what to change."""
 
 
-def passes(recipe: Budget) -> int:
+def passes(recipe: Budget, processes: int | None = None) -> int:
     """Forward passes of each process in a step.
+
+    Args:
+        processes: how many; those that are running if not given.
 
     Raises:
         TrainingError: the pairs of a step cannot be shared by the processes.
     """
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = processes or int(os.environ.get("WORLD_SIZE", 1))
     found, rest = divmod(recipe.pairs, recipe.pairs_at_once * processes)
     if rest:
         raise TrainingError(
