@@ -156,7 +156,10 @@ def main() -> None:
         "data": {"set": args.items, "split": "train", "digest": sets.digest},
         "setting": None,
         "seed": 0,
-        "rows": [mean_row(each, what, name, "direct") for what, each in means.items()],
+        "rows": [
+            {**mean_row(each, what, name, "direct"), "precision": str(precision)}
+            for what, each in means.items()
+        ],
         **provenance(started),
     }
     write_result(Path(args.results) / f"{name}.json", result)

@@ -560,6 +560,8 @@ def test_no_repeats_or_draws(name, count):
         (lambda: probe(STATES, KINDS, [0] * 4 + [None] * 32), "9 harmful items or pairs: at least"),
         (lambda: principal_angles(STATES, KINDS, rank=5), "rank 5 of 6 dimensions and 12 items"),
         (lambda: principal_angles(STATES, KINDS, rank=0), "rank 0 of 6"),
+        (lambda: principal_angles(STATES * [1, 1, 0, 0, 0, 0] + 3, KINDS, rank=3),
+            "harmful items vary in fewer than 3 directions"),
         (lambda: published_scores(NO_NORM, KINDS), "item 3 has a state of norm 0"),
         (lambda: displacement(STATES, STATES[1:], KINDS), r"\(36, 6\) before and \(35, 6\) after"),
         (lambda: displacement(STATES, NOT_FINITE, KINDS), "1 states are not finite, the first of"),

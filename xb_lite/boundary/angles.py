@@ -37,8 +37,8 @@ def principal_angles(
 
     Raises:
         ValueError: as ``boundary.probe``, but for items that repeat others and the number of
-            items: the rank is at least 1, at most the number of dimensions and a third of the items
-            of either kind.
+            items: the rank is at least 1, at most the number of dimensions, a third of the items
+            of either kind and the number of directions that either varies in.
 
     Source: Björck and Golub (1973), Numerical methods for computing angles between linear
     subspaces.
@@ -52,9 +52,13 @@ def principal_angles(
             "1, at most the dimensions and a third of the items."
         )
     axes = []
-    for side in sides:
+    for kind, side in zip(("harmful", other), sides, strict=True):
+        rounding = 8 * np.finfo(np.float32).eps * np.linalg.norm(x[side])
         x[side] -= x[side].mean(0, dtype=np.float64).astype(x.dtype)
-        axes.append(_components(x[side], min(3 * rank, fewest - 1, x.shape[1]), seed))
+        found = _components(x[side], min(3 * rank, fewest - 1, x.shape[1]), seed)
+        if found.singular_values_[rank - 1] <= rounding:
+            raise ValueError(f"{kind} items vary in fewer than {rank} directions: lower the rank.")
+        axes.append(found.components_)
     within = x @ np.linalg.qr(np.concatenate(axes).T)[0]
 
     def angles(one: np.ndarray, two: np.ndarray) -> np.ndarray:
@@ -73,10 +77,10 @@ def principal_angles(
     ]
 
 
-def _components(x: States, count: int, seed: int) -> Float[np.ndarray, "count dim"]:
+def _components(x: States, count: int, seed: int) -> PCA:
     # Exact where that is cheap: the randomised ones are near, and near is no known angle.
     solver = "full" if min(x.shape) <= 1000 else "randomized"
-    return PCA(count, svd_solver=solver, random_state=seed).fit(x).components_
+    return PCA(count, svd_solver=solver, random_state=seed).fit(x)
 
 
 def _span(x: States, weights: Float[np.ndarray, " item"], rank: int) -> np.ndarray:
