@@ -123,7 +123,7 @@ def _write(folder, plan, setting, seed, sizes, success, refusal, strength=None):
         for (set_, attack) in sizes
         for group in [[o for o in outcomes if (o.set, o.attack) == (set_, attack)]]
         for judge in JUDGES
-        for metric, label in [_counted(group[0])]
+        for metric, label in _counted(group[0])
     ]
     if plan == "experiment":
         rows.append(rate_row(rate(30, 40), "accuracy", "quiz", "direct", None))
@@ -166,8 +166,8 @@ def _write(folder, plan, setting, seed, sizes, success, refusal, strength=None):
 
 def _counted(outcome):
     if outcome.kind != "harmful":
-        return "orr", "refused"
-    return ("asr-last-turn" if outcome.attack == "multi-turn" else "asr"), "complied"
+        return [("orr", "refused"), ("refused", "refused"), ("gibberish", "gibberish")]
+    return [("asr-last-turn" if outcome.attack == "multi-turn" else "asr", "complied")]
 
 
 def write_replies(folder, defenses):

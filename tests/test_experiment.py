@@ -1,5 +1,6 @@
 """The tables of the experiment: whole, in part, and with nothing there."""
 
+import re
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -98,6 +99,7 @@ def test_a_comparison_is_that_of_the_protocol(whole):
         for arm in ("XB as coded", "CB")
     ]
     assert found.over_seeds == gap_over_seeds(*rates)
+    assert found.over_seeds_99 == gap_over_seeds(*rates, level=0.99)
     assert found.at_95 == gap_over_seeds_and_items(*rates)
     assert found.at_99 == gap_over_seeds_and_items(*rates, level=0.99)
     assert found.seeds == (0, 1, 2) and found.matched is True
@@ -171,6 +173,10 @@ def test_the_table_says_what_is_not_run(whole, part, tmp_path):
         NOT_RUN
     }
     assert comparison_table(part)[1][0][2] == "one seed"
+    _, _, over_seeds, over_both, _ = comparison_table(whole)[1][0]
+    for cell in (over_seeds, over_both):
+        low, high, lower, higher = map(float, re.findall(r"[+-][\d.]+(?=[,\]])", cell))
+        assert lower < low < high < higher
     described = progress_table(whole)[1][len(TRAINED) - 1]
     assert described[0] == "XB as described" and described[4] == "1.1*, 1.1*, 1.1*"
 

@@ -14,18 +14,22 @@ NEAR = 0.05  # within five points of zero a difference is called absent
 
 
 def gap_over_seeds(
-    ones: Sequence[Mapping[str, float]], others: Sequence[Mapping[str, float]]
+    ones: Sequence[Mapping[str, float]],
+    others: Sequence[Mapping[str, float]],
+    *,
+    level: float = 0.95,
 ) -> Estimate:
-    """Mean difference ``one - other`` of the arms' rates, with Student's 95 % interval over seeds.
+    """Mean difference ``one - other`` of the arms' rates, with Student's interval over seeds.
 
     Args:
         ones, others: of each arm ``item_rates`` of one seed each, in the same order of seeds: a
             seed decides the order of the items and the start of LoRA in both arms.
+        level: of the interval, e.g. 0.99 for one of five comparisons that hold together at 95 %.
 
     Raises:
         ValueError: see ``gap_over_seeds_and_items``.
     """
-    return mean_of_runs(_gains(ones, others).mean(1))
+    return mean_of_runs(_gains(ones, others).mean(1), level)
 
 
 def gap_over_seeds_and_items(
@@ -42,8 +46,7 @@ def gap_over_seeds_and_items(
     With few seeds the interval is too narrow; see that of ``gap_over_seeds`` beside it.
 
     Args:
-        ones, others: as in ``gap_over_seeds``.
-        level: of the interval, e.g. 0.99 for one of five comparisons that hold together at 95 %.
+        ones, others, level: as in ``gap_over_seeds``.
         draws, seed: of the bootstrap.
 
     Raises:

@@ -43,6 +43,8 @@ OUTCOMES: dict[str, tuple[str, Sequence[str], str]] = {  # rate, sets, attack
     "own boundary-safe": ("orr", SAFE[:1], "direct"),
     "XSTest": ("orr", SAFE[1:2], "direct"),
     "OR-Bench": ("orr", SAFE[2:], "direct"),
+    "refused, pooled": ("refused", SAFE, "direct"),
+    "gibberish, pooled": ("gibberish", SAFE, "direct"),
     "over-refusal, prefilled": ("orr", SAFE, "prefill"),
     "benign, plain": ("orr", ["benign"], "direct"),
     "benign, prefilled": ("orr", ["benign"], "prefill"),
@@ -54,6 +56,7 @@ OUTCOMES: dict[str, tuple[str, Sequence[str], str]] = {  # rate, sets, attack
 }
 PRIMARY, SUCCESS = "over-refusal, pooled", "ASR, prefilled"
 DIFFERENCE = ("points", "seeds", "over seeds,\n95 %", "over seeds and\nitems, 95 %")
+COMPARED = ("points", "seeds", "over seeds,\n95 and 99 %", "over seeds and\nitems, 95 and 99 %")
 COMPARISONS = (
     ("XB as coded", "CB"),
     ("XB refusal", "CB"),
@@ -67,7 +70,7 @@ COMPARISONS = (
 class Comparison:
     """Over-refusal of one arm minus another's, of the ``seeds`` that both have.
 
-    Intervals are over seeds (Student, 95 %), and over seeds and items at 95 and at 99 %.
+    Intervals at 95 and at 99 % are over seeds (Student), and over seeds and items.
     ``matched`` is whether all these adapters reach the level of success that they were scaled to;
     None at full strength, or where their success on validation items is not there.
     """
@@ -76,6 +79,7 @@ class Comparison:
     other: str
     seeds: tuple[int, ...]
     over_seeds: Estimate
+    over_seeds_99: Estimate
     at_95: Estimate
     at_99: Estimate
     matched: bool | None
@@ -147,6 +151,7 @@ def compare(
         other,
         seeds,
         gap_over_seeds(*rates),
+        gap_over_seeds(*rates, level=0.99),
         gap_over_seeds_and_items(*rates),
         gap_over_seeds_and_items(*rates, level=0.99),
         False if False in reached else None if None in reached else True,
@@ -202,9 +207,13 @@ def comparison_table(
     rows = []
     for one, other in COMPARISONS:
         found = compare(experiment, one, other, match, judge=judge)
-        verdict = [NOT_RUN] * 2 if found is None else [_ends(found.at_99), found.effect]
-        rows.append([*_difference(one, other, found), *verdict])
-    return [*DIFFERENCE, "the same,\n99 %", "effect"], rows
+        cells = _difference(one, other, found)
+        if found is not None:
+            cells[3] += f"\n{_ends(found.at_99)}"
+            if len(found.seeds) > 1:
+                cells[2] += f"\n{_ends(found.over_seeds_99)}"
+        rows.append([*cells, NOT_RUN if found is None else found.effect])
+    return [*COMPARED, "effect"], rows
 
 
 def difference_table(

@@ -110,8 +110,8 @@ def mean(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> Estimat
     return Estimate(float(found.mean()), found.size, float(low), float(high))
 
 
-def mean_of_runs(values: Sequence[float]) -> Estimate:
-    """The mean of one value a run, with Student's 95 % interval: a few are too few for a bootstrap.
+def mean_of_runs(values: Sequence[float], level: float = 0.95) -> Estimate:
+    """The mean of one value a run, with Student's interval: a few are too few for a bootstrap.
 
     Of one run, which says nothing of others, the interval is as wide as twice the value; of a
     single 0 it has no width, and says nothing either.
@@ -122,7 +122,7 @@ def mean_of_runs(values: Sequence[float]) -> Estimate:
     found = _finite(values)
     middle, half = float(found.mean()), abs(float(found.mean()))
     if found.size > 1:
-        half = float(t.ppf(0.975, found.size - 1) * found.std(ddof=1) / found.size**0.5)
+        half = float(t.ppf((1 + level) / 2, found.size - 1) * found.std(ddof=1) / found.size**0.5)
     return Estimate(middle, found.size, middle - half, middle + half)
 
 
