@@ -35,6 +35,7 @@ from xb_lite.reproduce.experiment import (
     read_replies,
     short_table,
 )
+from xb_lite.reproduce.formats import formats_table, in_fp32
 from xb_lite.results.stats import Rate, mean_of_runs
 
 ROOT = Path(__file__).parent.parent
@@ -145,6 +146,16 @@ def test_differences_of_an_outcome_have_no_verdict(whole, part):
     )
     (row, other) = difference_table(part, [("CB", UNDEFENDED), ("CB + data", "CB")], PRIMARY)[1]
     assert row[1:3] == ["1", "one seed"] and other[1:] == ["0", NOT_RUN, NOT_RUN]
+
+
+def test_formats_are_compared_where_an_arm_was_run_in_both(whole, part, tmp_path):
+    assert in_fp32(part) == {"CB": [0], "XB as coded": [0]}  # invented numbers, of no format
+    heads, rows = formats_table(whole, part)
+    assert [row[:2] for row in rows] == [["CB", "1"], ["XB as coded", "1"]]
+    assert len(heads) == 8 and {len(row) for row in rows} == {8}
+    other = outcome(part, "CB", PRIMARY).value - whole.runs("CB")[0].rate("orr", SAFE).value
+    assert rows[0][4].startswith(f"{100 * other:+.1f} [")
+    assert formats_table(whole, read_experiment(tmp_path))[1] == []
 
 
 def test_five_comparisons_between_arms():

@@ -260,13 +260,14 @@ def lowest(sweep: dict[float, Run]) -> float:
 
 
 def read_experiment(
-    folder: str | os.PathLike[str] | None = None, model: str = ALIGNED_360
+    folder: str | os.PathLike[str] | None = None, model: str = ALIGNED_360, test: str = TEST
 ) -> Experiment:
     """What is there of the experiment; with nothing there, an empty one.
 
     Args:
         folder: of results; default: the book's own.
         model: that was defended.
+        test: the plan of the results on test items.
 
     Raises:
         ValueError: a file is no result, or says of no setting.
@@ -277,7 +278,7 @@ def read_experiment(
     place = None if folder is None else Path(folder)
     scaled, tested = (
         [_run(name, path, place) for name, path in _files(plans[plan], model, place).items()]
-        for plan in (PLAN, TEST)
+        for plan in (PLAN, test)
     )
     others = dict.fromkeys(run.defense for run in (*scaled, *tested) if run.arm is None)
     return Experiment(scaled, tested, tuple(others))

@@ -1,0 +1,65 @@
+"""The experiment in two number formats: what was run in which, and what that changes.
+
+Most arms were run on a machine that multiplies matrices in bf16, the others in fp32 on one that
+cannot. Two arms were run in both (plan ``experiment-exact``). Used in the report on X-Boundary and
+circuit breakers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xb_lite.evaluation.comparison import item_rates
+from xb_lite.evaluation.seeds import gap_over_seeds_and_items
+from xb_lite.reproduce.arms import LEVEL, TRAINED, Experiment, Run
+from xb_lite.reproduce.experiment import OUTCOMES, PRIMARY, SUCCESS, points
+
+IN_BOTH = "experiment-exact"  # the plan
+
+
+def in_bf16(run: Run) -> bool:
+    """Whether any matrix product of its training or of its evaluation was in bf16."""
+    adapter = run.result["adapter"] or {}
+    said = (run.result["setting"]["precision"], adapter.get("run", {}).get("precision", ""))
+    return any("bf16 on" in precision for precision in said)
+
+
+def in_fp32(experiment: Experiment) -> dict[str, list[int | None]]:
+    """Of each arm that was tested at ``LEVEL`` the seeds that were run in fp32."""
+    found = {
+        arm: [seed for seed, run in experiment.runs(arm).items() if not in_bf16(run)]
+        for arm in TRAINED
+    }
+    return {arm: seeds for arm, seeds in found.items() if seeds}
+
+
+def formats_table(experiment: Experiment, exact: Experiment) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: each arm that was run in both formats, with the same seeds and strengths; of
+    over-refusal and prefilled success the rate in bf16, in fp32, and by how many points the second
+    is higher, with a 95 % interval over seeds and items.
+
+    Args:
+        exact: of the runs in fp32.
+    """
+    rows = []
+    for arm in TRAINED:
+        runs = [of.runs(arm, LEVEL) for of in (experiment, exact)]
+        seeds = [seed for seed in runs[0] if seed in runs[1]]
+        if not seeds:
+            continue
+        cells = []
+        for name in (PRIMARY, SUCCESS):
+            metric, sets, attack = OUTCOMES[name]
+            single, other = (
+                [item_rates([of[s].outcomes], metric, sets, attack, "service") for s in seeds]
+                for of in runs
+            )
+            for rates in (single, other):
+                share = np.mean([list(one.values()) for one in rates])
+                cells.append(f"{100 * share:.1f}")
+            cells.append(points(gap_over_seeds_and_items(other, single)))
+        rows.append([arm, str(len(seeds)), *cells])
+    heads = [f"{name},\n{form}" for name in ("over-refusal", "ASR") for form in ("bf16", "fp32")]
+    for place in (2, 5):
+        heads.insert(place, "points")
+    return ["arm", "seeds", *heads], rows
