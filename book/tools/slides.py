@@ -63,7 +63,7 @@ def heading(text):
 def section(notebook, name):
     """The text under a heading of level two, up to the next."""
     text = "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
-    found = re.search(rf"^## {name}\n(.*?)(?=^## |^<details|\Z)", text, re.M | re.S)
+    found = re.search(rf"^## {name}\n(.*?)(?=^##+ |^<details|\Z)", text, re.M | re.S)
     return found.group(1).strip() if found else ""
 
 
@@ -80,7 +80,7 @@ def figures(notebook):
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             for words in NOTICE.findall(cell.source):
-                if found and not found[-1]["notes"]:
+                if found and found[-1]["heading"] == at and not found[-1]["notes"]:
                     found[-1]["notes"] = words.strip()
             at = heading(cell.source) or at
             continue
