@@ -158,7 +158,8 @@ def paired_difference(
     that of ``k_variance``.
 
     Raises:
-        ValueError: not as many costs, or ``k`` is not below half of ``n``.
+        ValueError: not as many costs, fewer than two, one that is not finite, or ``k`` is not
+            from 1 to below half of ``n``.
     """
     one, other = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if one.shape != other.shape or one.size < 2 or not 1 <= k < n / 2:

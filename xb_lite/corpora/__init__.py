@@ -2,7 +2,8 @@
 
 Harmful requests are in general terms, with no operational detail; the boundary-safe prompt with the
 same ``pair`` number shares their words and is harmless. Multi-turn scripts and wrappers carry them
-in disguise. The only completions kept here are good answers to harmless requests, and refusals.
+in disguise. The completions kept here are good answers to harmless requests, refusals, and
+labelled replies of small models, of which no answer to a harmful request is kept.
 The book's data card has counts, categories and limits.
 """
 

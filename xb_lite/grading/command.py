@@ -18,8 +18,8 @@ def add_grade(commands: argparse._SubParsersAction) -> None:
         "grade",
         help="run the exercises of submitted notebooks, kept from your files",
         description="Says for each exercise: good, wrong with the reason, open, missing, endless "
-        "or hostile. A submission has an empty home folder, none of your environment variables and "
-        "the limits below. The first line says what else protects this machine. Where Linux keeps "
+        "or hostile. A submission has an empty home folder, of your environment variables only PATH "
+        "and the language, and the limits below. The first line says what else protects this machine. Where Linux keeps "
         "files, network and processes apart, compiled code and programs that a submission starts "
         "have no network, see none of your processes, write only to a folder in memory, and do not "
         "find home folders, the folder of the submission, the one you are in, temporary files, "

@@ -60,8 +60,8 @@ class Grade:
 def grade(path: str | Path, *, seconds: int = 20, memory: int = 2048) -> list[Grade]:
     """Run the exercises of a submission, each by itself, and say how they went.
 
-    A submission has an empty home folder, no environment variables of yours, and in each process
-    the time and memory given here. It is to write to a temporary folder only, use no network, start
+    A submission has an empty home folder, none of your environment variables but PATH and the
+    language, and in each process the time and memory given here. It is to write to a temporary folder only, use no network, start
     no program, and read neither home folders nor the folder of the submission. Python's audit hook
     ends what tries this in plain Python; what compiled code does it does not hear. Where Linux
     grants namespaces (``isolation`` says it), the system itself keeps all of this but the start of

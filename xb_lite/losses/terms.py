@@ -38,8 +38,8 @@ def separate(state: State, centroid: Float[Tensor, "batch dim"]) -> Float[Tensor
 
     Which tokens leave which centroid is what the variants differ in (``SEPARATE``):
 
-    - ``as_coded``: the request tokens of a boundary-safe prompt, away from the centroid of that
-      prompt with its compliant answer. What the official code does.
+    - ``as_coded``: the prompt tokens of a boundary-safe item, tags included, away from the centroid
+      of that prompt with its compliant answer. What the official code does.
     - ``as_described``: the response tokens of harmful items, away from the common centroid of
       boundary-safe items (of a run's first 128, see ``step.CENTROID_ROWS``). What the paper's
       abstract says, as we read it.

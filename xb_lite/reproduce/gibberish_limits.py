@@ -4,8 +4,8 @@
 
 The limit is set on the labelled replies of the validation split, so that it calls at most 5 % of
 the readable ones gibberish, and read off on those of the test split. Empty texts, odd characters
-and loops count for both, as in the judge. Replies to harmful requests are not in the repository and
-are left out. Other readable text is asked as well, for a limit that fits replies of one model may
+and loops count for both, as in the judge. Replies to harmful requests whose text is not kept are
+left out. Other readable text is asked as well, for a limit that fits replies of one model may
 fit nothing else: prompts that people wrote, and tables, code, verse and other languages. Three
 minutes on one core.
 """

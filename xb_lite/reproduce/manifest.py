@@ -33,7 +33,7 @@ class Plan:
 
     Attributes:
         name: in the manifest.
-        folder: of its results; it begins with the tier where it is not the book's first.
+        folder: of its results.
         tier: one of ``TIERS``: where it is run. What is in ``LARGE`` was not run here: it is a
             plan for those who have the cards, and counts as missing only where it is asked for.
         edition: of the book's own sets, of which the defenses learn and by which they are measured;
