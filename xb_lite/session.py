@@ -1,8 +1,8 @@
 """The first cell of every notebook: where am I, how much may I compute, with which model.
 
 ``XB_PROFILE`` sets how much a notebook does: ``smoke`` (CI), ``quick`` (a reader, from under one to
-about ten minutes a chapter on two CPU cores; the default) or ``full``. ``XB_MODEL`` sets the model that the chapters
-work on: a name, a folder or a hub id for ``load_model``.
+about ten minutes a chapter on two CPU cores; the default) or ``full``. ``XB_MODEL`` sets the model
+that the chapters work on: a name, a folder or a hub id for ``load_model``.
 """
 
 from __future__ import annotations

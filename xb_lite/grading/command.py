@@ -18,13 +18,13 @@ def add_grade(commands: argparse._SubParsersAction) -> None:
         "grade",
         help="run the exercises of submitted notebooks, kept from your files",
         description="Says for each exercise: good, wrong with the reason, open, missing, endless "
-        "or hostile. A submission has an empty home folder, of your environment variables only PATH "
-        "and the language, and the limits below. The first line says what else protects this machine. Where Linux keeps "
-        "files, network and processes apart, compiled code and programs that a submission starts "
-        "have no network, see none of your processes, write only to a folder in memory, and do not "
-        "find home folders, the folder of the submission, the one you are in, temporary files, "
-        "sockets or devices. What Python and the book need there, and files elsewhere on the disk, "
-        "they read as you can. Without this an audit hook ends what "
+        "or hostile. A submission has an empty home folder, of your environment variables only "
+        "PATH and the language, and the limits below. The first line says what else protects this "
+        "machine. Where Linux keeps files, network and processes apart, compiled code and programs "
+        "that a submission starts have no network, see none of your processes, write only to a "
+        "folder in memory, and do not find home folders, the folder of the submission, the one you "
+        "are in, temporary files, sockets or devices. What Python and the book need there, and "
+        "files elsewhere on the disk, they read as you can. Without this an audit hook ends what "
         "tries such things in plain Python, and does not hear compiled code: torch.save, for "
         "example, writes wherever you may.",
     )

@@ -61,13 +61,13 @@ def grade(path: str | Path, *, seconds: int = 20, memory: int = 2048) -> list[Gr
     """Run the exercises of a submission, each by itself, and say how they went.
 
     A submission has an empty home folder, none of your environment variables but PATH and the
-    language, and in each process the time and memory given here. It is to write to a temporary folder only, use no network, start
-    no program, and read neither home folders nor the folder of the submission. Python's audit hook
-    ends what tries this in plain Python; what compiled code does it does not hear. Where Linux
-    grants namespaces (``isolation`` says it), the system itself keeps all of this but the start of
-    programs, which are then as shut in as what started them; elsewhere compiled code reads and
-    writes what you can. The verdict is reached in the submission's own process, so that "good" does
-    not prove that nobody forged it.
+    language, and in each process the time and memory given here. It is to write to a temporary
+    folder only, use no network, start no program, and read neither home folders nor the folder of
+    the submission. Python's audit hook ends what tries this in plain Python; what compiled code
+    does it does not hear. Where Linux grants namespaces (``isolation`` says it), the system itself
+    keeps all of this but the start of programs, which are then as shut in as what started them;
+    elsewhere compiled code reads and writes what you can. The verdict is reached in the
+    submission's own process, so that "good" does not prove that nobody forged it.
 
     Args:
         path: a notebook.
