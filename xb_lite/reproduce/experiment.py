@@ -170,7 +170,7 @@ def outcome_table(
     if judge == "service":
         for name, metric, set_, form in (
             ("quiz, right", "accuracy", "quiz", percent),
-            ("perplexity", "perplexity", "passages", _number),
+            ("perplexity", "perplexity", "passages", _number),  # on two lines, or it sets the width
         ):
             cells = []
             for arm in ARMS:
@@ -354,7 +354,7 @@ def points(found: Estimate) -> str:
 
 
 def _number(found: Estimate | None) -> str:
-    return NOT_RUN if found is None else _shown(found, "{:.3g}", 1)
+    return NOT_RUN if found is None else _shown(found, "{:.3g}", 1).replace(" [", "\n[")
 
 
 def _ends(found: Estimate) -> str:
