@@ -150,6 +150,7 @@ def test_differences_of_an_outcome_have_no_verdict(whole, part):
 
 def test_formats_are_compared_where_an_arm_was_run_in_both(whole, part, tmp_path):
     assert in_fp32(part) == {"CB": [0], "XB as coded": [0]}  # invented numbers, of no format
+    assert in_fp32(read_experiment(OWN)).keys() == {"XB as described"}
     heads, rows = formats_table(whole, part)
     assert [row[:2] for row in rows] == [["CB", "1"], ["XB as coded", "1"]]
     assert len(heads) == 8 and {len(row) for row in rows} == {8}

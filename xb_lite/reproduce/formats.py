@@ -21,7 +21,7 @@ def in_bf16(run: Run) -> bool:
     """Whether any matrix product of its training or of its evaluation was in bf16."""
     adapter = run.result["adapter"] or {}
     said = (run.result["setting"]["precision"], adapter.get("run", {}).get("precision", ""))
-    return any("bf16 on" in precision for precision in said)
+    return any("products in bf16" in p or p.startswith("bf16") for p in said)
 
 
 def in_fp32(experiment: Experiment) -> dict[str, list[int | None]]:
