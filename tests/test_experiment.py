@@ -35,7 +35,7 @@ from xb_lite.reproduce.experiment import (
     read_replies,
     short_table,
 )
-from xb_lite.reproduce.formats import formats_table, in_fp32
+from xb_lite.reproduce.formats import formats_table, gap_in_fp32, in_fp32
 from xb_lite.results.stats import Rate, mean_of_runs
 
 ROOT = Path(__file__).parent.parent
@@ -157,6 +157,11 @@ def test_formats_are_compared_where_an_arm_was_run_in_both(whole, part, tmp_path
     other = outcome(part, "CB", PRIMARY).value - whole.runs("CB")[0].rate("orr", SAFE).value
     assert rows[0][4].startswith(f"{100 * other:+.1f} [")
     assert formats_table(whole, read_experiment(tmp_path))[1] == []
+    seeds, gap = gap_in_fp32(whole, part, "XB as coded")
+    coded, breakers = whole.runs("XB as coded")[0], part.runs("CB")[0]
+    lower = coded.rate("orr", SAFE).value - breakers.rate("orr", SAFE).value
+    assert seeds == [0] and gap.value == pytest.approx(lower)
+    assert gap_in_fp32(whole, part, "XB as coded", "CB + data") is None
 
 
 def test_five_comparisons_between_arms():

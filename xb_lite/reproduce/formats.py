@@ -7,12 +7,15 @@ circuit breakers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from xb_lite.evaluation.comparison import item_rates
 from xb_lite.evaluation.seeds import gap_over_seeds_and_items
 from xb_lite.reproduce.arms import LEVEL, TRAINED, Experiment, Run
 from xb_lite.reproduce.experiment import OUTCOMES, PRIMARY, SUCCESS, points
+from xb_lite.results.stats import Estimate
 
 IN_BOTH = "experiment-exact"  # the plan
 
@@ -33,6 +36,27 @@ def in_fp32(experiment: Experiment) -> dict[str, list[int | None]]:
     return {arm: seeds for arm, seeds in found.items() if seeds}
 
 
+def gap_in_fp32(
+    experiment: Experiment, exact: Experiment, arm: str, other: str = "CB"
+) -> tuple[list[int | None], Estimate] | None:
+    """Pooled over-refusal of an arm that was run in fp32 minus that of another in ``exact``: the
+    seeds that both have, and the difference over seeds and items; None where they have none."""
+    runs = [experiment.runs(arm, LEVEL), exact.runs(other, LEVEL)]
+    seeds = [seed for seed in runs[0] if seed in runs[1]]
+    return (seeds, gap_over_seeds_and_items(*_rates(runs, seeds, PRIMARY))) if seeds else None
+
+
+def _rates(
+    runs: Sequence[Mapping[int | None, Run]], seeds: Sequence[int | None], name: str
+) -> list[list[dict[str, float]]]:
+    """Of each side, ``item_rates`` of one of ``OUTCOMES`` by seed."""
+    metric, sets, attack = OUTCOMES[name]
+    return [
+        [item_rates([of[seed].outcomes], metric, sets, attack, "service") for seed in seeds]
+        for of in runs
+    ]
+
+
 def formats_table(experiment: Experiment, exact: Experiment) -> tuple[list[str], list[list[str]]]:
     """Heads and rows: each arm that was run in both formats, with the same seeds and strengths; of
     over-refusal and prefilled success the rate in bf16, in fp32, and by how many points the second
@@ -49,11 +73,7 @@ def formats_table(experiment: Experiment, exact: Experiment) -> tuple[list[str],
             continue
         cells = []
         for name in (PRIMARY, SUCCESS):
-            metric, sets, attack = OUTCOMES[name]
-            single, other = (
-                [item_rates([of[s].outcomes], metric, sets, attack, "service") for s in seeds]
-                for of in runs
-            )
+            single, other = _rates(runs, seeds, name)
             for rates in (single, other):
                 share = np.mean([list(one.values()) for one in rates])
                 cells.append(f"{100 * share:.1f}")
