@@ -61,7 +61,7 @@ def heading(text):
 
 
 def section(notebook, name):
-    """The text under a heading of level two, up to the next."""
+    """The text under a heading of level two, up to the next heading."""
     text = "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
     found = re.search(rf"^## {name}\n(.*?)(?=^##+ |^<details|\Z)", text, re.M | re.S)
     return found.group(1).strip() if found else ""

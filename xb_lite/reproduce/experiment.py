@@ -29,6 +29,7 @@ from xb_lite.reproduce.arms import (
     TRAINED,
     UNDEFENDED,
     Experiment,
+    Run,
     is_whole,
 )
 from xb_lite.results.frames import find, published
@@ -130,17 +131,13 @@ def compare(
     Raises:
         ValueError: a log is not there, or two are not of the same items.
     """
-    metric, sets, attack = OUTCOMES[name]
     arms = [experiment.runs(arm, match) for arm in (one, other)]
     if other == UNDEFENDED:
         arms[1] = {seed: run for seed in arms[0] for run in arms[1].values()}
     seeds = tuple(seed for seed in arms[0] if seed in arms[1])
     if not seeds:
         return None
-    rates = [
-        [item_rates([runs[seed].outcomes], metric, sets, attack, judge) for seed in seeds]
-        for runs in arms
-    ]
+    rates = rates_by_seed(arms, seeds, name, judge)
     reached = [
         None if match is None else experiment.reaches(arm, seed, match)
         for arm in (one, other)
@@ -158,6 +155,24 @@ def compare(
     )
 
 
+def rates_by_seed(
+    arms: Sequence[Mapping[int | None, Run]],
+    seeds: Sequence[int | None],
+    name: str,
+    judge: str = "service",
+) -> list[list[dict[str, float]]]:
+    """``item_rates`` of one of ``OUTCOMES``, of each arm's runs one for each seed.
+
+    Raises:
+        ValueError: as in ``compare``.
+    """
+    metric, sets, attack = OUTCOMES[name]
+    return [
+        [item_rates([runs[seed].outcomes], metric, sets, attack, judge) for seed in seeds]
+        for runs in arms
+    ]
+
+
 def outcome_table(
     experiment: Experiment, match: float | None = LEVEL, judge: str = "service"
 ) -> tuple[list[str], list[list[str]]]:
@@ -170,7 +185,7 @@ def outcome_table(
     if judge == "service":
         for name, metric, set_, form in (
             ("quiz, right", "accuracy", "quiz", percent),
-            ("perplexity", "perplexity", "passages", _number),  # on two lines, or it sets the width
+            ("perplexity", "perplexity", "passages", _number),
         ):
             cells = []
             for arm in ARMS:
@@ -354,6 +369,7 @@ def points(found: Estimate) -> str:
 
 
 def _number(found: Estimate | None) -> str:
+    # On two lines, or it sets the width of its column.
     return NOT_RUN if found is None else _shown(found, "{:.3g}", 1).replace(" [", "\n[")
 
 

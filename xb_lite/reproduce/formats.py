@@ -7,14 +7,11 @@ circuit breakers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
-from xb_lite.evaluation.comparison import item_rates
 from xb_lite.evaluation.seeds import gap_over_seeds_and_items
 from xb_lite.reproduce.arms import LEVEL, TRAINED, Experiment, Run
-from xb_lite.reproduce.experiment import OUTCOMES, PRIMARY, SUCCESS, points
+from xb_lite.reproduce.experiment import PRIMARY, SUCCESS, points, rates_by_seed
 from xb_lite.results.stats import Estimate
 
 IN_BOTH = "experiment-exact"  # the plan
@@ -43,18 +40,9 @@ def gap_in_fp32(
     seeds that both have, and the difference over seeds and items; None where they have none."""
     runs = [experiment.runs(arm, LEVEL), exact.runs(other, LEVEL)]
     seeds = [seed for seed in runs[0] if seed in runs[1]]
-    return (seeds, gap_over_seeds_and_items(*_rates(runs, seeds, PRIMARY))) if seeds else None
-
-
-def _rates(
-    runs: Sequence[Mapping[int | None, Run]], seeds: Sequence[int | None], name: str
-) -> list[list[dict[str, float]]]:
-    """Of each side, ``item_rates`` of one of ``OUTCOMES`` by seed."""
-    metric, sets, attack = OUTCOMES[name]
-    return [
-        [item_rates([of[seed].outcomes], metric, sets, attack, "service") for seed in seeds]
-        for of in runs
-    ]
+    if not seeds:
+        return None
+    return seeds, gap_over_seeds_and_items(*rates_by_seed(runs, seeds, PRIMARY))
 
 
 def formats_table(experiment: Experiment, exact: Experiment) -> tuple[list[str], list[list[str]]]:
@@ -73,13 +61,11 @@ def formats_table(experiment: Experiment, exact: Experiment) -> tuple[list[str],
             continue
         cells = []
         for name in (PRIMARY, SUCCESS):
-            single, other = _rates(runs, seeds, name)
-            for rates in (single, other):
+            half, single = rates_by_seed(runs, seeds, name)
+            for rates in (half, single):
                 share = np.mean([list(one.values()) for one in rates])
                 cells.append(f"{100 * share:.1f}")
-            cells.append(points(gap_over_seeds_and_items(other, single)))
+            cells.append(points(gap_over_seeds_and_items(single, half)))
         rows.append([arm, str(len(seeds)), *cells])
-    heads = [f"{name},\n{form}" for name in ("over-refusal", "ASR") for form in ("bf16", "fp32")]
-    for place in (2, 5):
-        heads.insert(place, "points")
-    return ["arm", "seeds", *heads], rows
+    heads = ["arm", "seeds", "over-refusal,\nbf16", "over-refusal,\nfp32", "points"]
+    return [*heads, "ASR,\nbf16", "ASR,\nfp32", "points"], rows
