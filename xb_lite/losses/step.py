@@ -122,7 +122,12 @@ class Reference:
 
     @torch.no_grad()
     def _off(self, model: nn.Module, peft_model: PeftModel, batch: Batch) -> States:
+        learned = [value for value in peft_model.parameters() if value.requires_grad]
         with peft_model.disable_adapter():
+            # peft freezes what it switches off, and FSDP asks at the first pass in which dtype
+            # gradients of what learns will come.
+            for value in learned:
+                value.requires_grad_()
             return forward(model, peft_model, batch, self.recipe)
 
     def _cached(
