@@ -34,7 +34,7 @@ from tokenizers import decoders
 from xb_lite import __main__
 from xb_lite.corpora import SHORT_REFUSAL
 from xb_lite.dialogues import as_dialogue, render
-from xb_lite.intention.defenses import DEFENSES, Defended, defense_named
+from xb_lite.intention.defenses import BY_MODEL, DEFENSES, IN_SHORT, Defended, defense_named
 from xb_lite.intention.prompts import FIRST, STAGE_1, STAGE_2, first_stage, second_stage
 from xb_lite.intention.stages import as_said, is_as_said, two_stage
 from xb_lite.intention.variants import BEGINNING, by_examples
@@ -249,6 +249,10 @@ def test_an_answer_that_a_defense_may_change_is_not_told_before_it_is_whole(talk
         chunks = client(url).chat.completions.create(**ASK, stream=True)
         assert text_of(chunks) == "I name none."
     assert "stream" not in talker.requests[-1]
+
+
+def test_the_help_says_in_short_what_each_defense_is():
+    assert IN_SHORT.keys() == {*DEFENSES, f"{BY_MODEL}MODEL"}
 
 
 def test_all_defenses_of_the_package_are_told_as_they_are_said():

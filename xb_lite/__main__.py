@@ -18,12 +18,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xb_lite.commands import Parser
+from xb_lite.commands import Parser, asked, defenses, plans
 from xb_lite.corpora import SPLITS
 from xb_lite.grading.command import add_grade
 from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model, gguf_file
@@ -56,37 +55,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"stopped; the same command {goes_on}", file=sys.stderr)
         return 130
     return 0
-
-
-def _defenses() -> dict[str, Iterable[str]]:
-    from xb_lite.intention.defenses import BY_MODEL, DEFENSES
-
-    return {"defenses by prompt": [*DEFENSES, f"{BY_MODEL}MODEL"]}
-
-
-def _plans() -> dict[str, Iterable[str]]:
-    from xb_lite.reproduce.manifest import load_manifest
-
-    return {"plans": load_manifest().plans}
-
-
-def _asked() -> dict[str, Iterable[str]]:
-    from xb_lite.corpora import KINDS
-    from xb_lite.data.items import ATTACKS
-    from xb_lite.data.public import BENCHMARKS
-    from xb_lite.judges.blind import BLIND
-    from xb_lite.judges.named import JUDGE_MODELS, JUDGES
-
-    own = (*KINDS, "multi-turn")
-    judges = (f"{j} ({JUDGE_MODELS[j]})" if JUDGE_MODELS.get(j) else j for j in JUDGES)
-    return {
-        "the book's own sets": own,
-        "benchmarks": BENCHMARKS,
-        "attacks": ATTACKS,
-        "judges": judges,
-        **{f"what {name} cannot see": [what] for name, what in BLIND.items()},
-        **_defenses(),
-    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         "takes minutes on a CPU whatever the limit. A run that was stopped goes on where it was. "
         "Replies stay in the cache folder.",
     )
-    evaluate.listed = _asked
+    evaluate.listed = asked
     evaluate.add_argument("model", nargs="?", help=MODEL_HELP)
     evaluate.add_argument("--adapter", metavar="FOLDER", help="a defense from `train`")
     evaluate.add_argument("--defense", help="a prompt defense by name (list below)")
@@ -187,7 +155,10 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens of a reply at most (default: 64)",
     )
     evaluate.add_argument(
-        "--tasks", **several, default=[], help="tasks of lm-evaluation-harness, by name"
+        "--tasks",
+        **several,
+        default=[],
+        help="tasks of lm-evaluation-harness, by name (pip install 'xb-lite[harness]')",
     )
     evaluate.add_argument(
         "--results", metavar="FOLDER", default="my_results", help="default: my_results"
@@ -203,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         "another server (--server) each client's own key is passed on, unless OPENAI_API_KEY is "
         "set: then that one is used for whoever can reach this port.",
     )
-    serve.listed = _defenses
+    serve.listed = defenses
     serve.add_argument(
         "model",
         nargs="?",
@@ -242,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
         "side, each on a CPU core with OMP_NUM_THREADS=1. A file that is deleted is made again; a "
         "result of older code or prompts is left as it is.",
     )
-    reproduce.listed = _plans
+    reproduce.listed = plans
     reproduce.add_argument("--status", action="store_true", help="say what is there, make nothing")
     reproduce.add_argument(
         "--only",
@@ -252,7 +223,10 @@ def _parser() -> argparse.ArgumentParser:
         help="plans (list below), or a pattern of paths such as 'cpu/test/*'",
     )
     reproduce.add_argument(
-        "--tier", choices=("cpu", "gpu", "a100", "multi"), help="hardware (default: cpu and gpu)"
+        "--tier",
+        choices=("cpu", "gpu", "a100", "multi"),
+        help="hardware: a100 is one card with 80 GB, multi several (default: cpu and gpu, the two "
+        "that the book's results are from)",
     )
     reproduce.add_argument(
         "--sets", **several, default=[], metavar="NAME=FILE", help="your copies of public sets"

@@ -1,4 +1,4 @@
-"""The parser of the package's commands."""
+"""The parser of the package's commands, and what can be named in them."""
 
 from __future__ import annotations
 
@@ -41,3 +41,40 @@ class Parser(argparse.ArgumentParser):
             hint = hints[near[0]] if near else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found, unknown
+
+
+def defenses() -> dict[str, Iterable[str]]:
+    """For ``Parser.listed``: the defenses by prompt, each in a few words."""
+    from xb_lite.intention.defenses import IN_SHORT
+
+    return {"defenses by prompt": [f"{name} ({what})" for name, what in IN_SHORT.items()]}
+
+
+def plans() -> dict[str, Iterable[str]]:
+    """For ``Parser.listed``: what ``reproduce`` can make."""
+    from xb_lite.reproduce.manifest import load_manifest
+
+    return {"plans": load_manifest().plans}
+
+
+def asked() -> dict[str, Iterable[str]]:
+    """For ``Parser.listed``: what ``evaluate`` can ask, and who judges it."""
+    from xb_lite.corpora import KINDS
+    from xb_lite.data.items import ATTACKS
+    from xb_lite.data.public import BENCHMARKS
+    from xb_lite.judges.blind import BLIND
+    from xb_lite.judges.named import JUDGE_MODELS, JUDGES
+    from xb_lite.models.cached import SPECS
+    from xb_lite.models.loading import ALIGNED, ALIGNED_360
+
+    own = (*KINDS, "multi-turn")
+    judges = (f"{j} ({JUDGE_MODELS[j]})" if JUDGE_MODELS.get(j) else j for j in JUDGES)
+    return {
+        "models of the book": [*SPECS, ALIGNED, ALIGNED_360],
+        "the book's own sets": own,
+        "benchmarks": BENCHMARKS,
+        "attacks": ATTACKS,
+        "judges": judges,
+        **{f"what {name} cannot see": [what] for name, what in BLIND.items()},
+        **defenses(),
+    }

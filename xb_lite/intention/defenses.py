@@ -248,6 +248,21 @@ DEFENSES: dict[str, Defense] = {
     "ia-begun": by_beginning,
 }
 BY_MODEL = "ia-by-"  # and the name of the model that states the intention
+IN_SHORT = {
+    "ia": "Intention Analysis in two stages",
+    "ia-one-pass": "both stages in one prompt",
+    "self-reminder": "the request between two reminders to be responsible",
+    "in-context": "a refused request before it",
+    "input-check": "the model first judges the request",
+    "ia-secret": "control: the intention masked",
+    "ia-random-words": "control: random words as the intention",
+    "neutral-reminder": "control: as long as self-reminder, without safety",
+    "ia-examples": "after worked examples of both stages",
+    "ia-examples-refused": "the same, one of them refused",
+    "ia-note": "the intention as a note to the system",
+    "ia-begun": "the first words of the answer prescribed",
+    f"{BY_MODEL}MODEL": "the intention by another model: a name, folder or hub id",
+}
 
 
 def defense_named(name: str) -> Defense:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from dataclasses import fields
 
 from xb_lite.corpora import EDITIONS
 from xb_lite.models.cached import DEFAULT
@@ -19,7 +21,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         description="Trains a defense and writes it as an adapter. A run that was stopped goes on "
         "where it was; a finished one is not repeated.",
     )
-    parser.listed = lambda: {"recipes": recipe_names()}
+    parser.listed = _listed
     parser.add_argument("recipe", help="a name from the list below, or a JSON file")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     several = {"action": "extend", "nargs": "+"}  # once with many, or many times
@@ -29,7 +31,8 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         default=[],
         metavar="FIELD=VALUE",
         dest="changes",
-        help="change fields of the recipe, as in learning_rate=4e-4",
+        help="change fields of the recipe, as in learning_rate=4e-4 or model=NAME; the JSON files "
+        "in xb_lite/recipes show them",
     )
     parser.add_argument(
         "--edition",
@@ -57,6 +60,16 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         help="go on with an earlier run (default), or begin anew",
     )
     parser.set_defaults(run=_train)
+
+
+def _listed() -> dict[str, Iterable[str]]:
+    from xb_lite.training.official import TRAINING, Official
+
+    return {
+        "recipes": recipe_names(),
+        "files of the official data": TRAINING,
+        "its options": [option.name for option in fields(Official)],
+    }
 
 
 def _train(args: argparse.Namespace) -> None:
