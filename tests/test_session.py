@@ -35,10 +35,12 @@ def test_the_readers_model_is_chosen_in_one_place(monkeypatch, capsys):
     monkeypatch.delenv("XB_MODEL", raising=False)
     own = session.start()
     assert (own.model, own.is_default, own.aligned) == ("smollm2-135m", True, ALIGNED)
+    assert "The text is about" not in capsys.readouterr().out
     monkeypatch.setenv("XB_MODEL", "qwen2.5-coder-0.5b")
     other = session.start()
     assert other.model == other.aligned == "qwen2.5-coder-0.5b" and not other.is_default
-    assert "tier cpu, qwen2.5-coder-0.5b" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "tier cpu, qwen2.5-coder-0.5b" in said and "The text is about smollm2-135m: " in said
     assert session.start("org/name").model == "org/name"
     monkeypatch.delenv("XB_MODEL")
     for tier, model in session.MODELS.items():

@@ -86,6 +86,8 @@ def start(model: str | None = None) -> Session:
     name = model or os.environ.get("XB_MODEL") or MODELS[here]
     session = Session(profile, here, name, precision_of(name))
     print(session)
+    if not session.is_default:
+        print(f"The text is about {DEFAULT}: XB_MODEL={DEFAULT} keeps it here, too.")
     return session
 
 
