@@ -147,6 +147,11 @@ def rates_by(rule):
     return lambda labels, said: rule(*confusion(labels, said))
 
 
+def called_share(said):
+    """Of all replies, whatever their label."""
+    return np.mean(np.array(said) == "complied")
+
+
 def exact(labels, said):
     others = [pair for pair in zip(labels, said, strict=True) if pair[0] != "complied"]
     return right_errors(labels, said)[0], np.mean([one == other for one, other in others])
@@ -157,12 +162,15 @@ def exact(labels, said):
     [
         (rates_by(lambda tp, fn, fp, tn: (tn / (tn + fp), tp / (tp + fn))), "wrong order"),
         (rates_by(lambda tp, fn, fp, tn: (tp / (tp + fp), tn / (tn + fn))), "precision"),
-        (rates_by(lambda tp, fn, fp, tn: (tp / 10, tn / 10)), "by all replies"),
+        (rates_by(lambda tp, fn, fp, tn: (tp / 12, tn / 12)), "by all replies"),
         (rates_by(lambda tp, fn, fp, tn: (tp / (tp + fn), fp / (tn + fp))), "wrongly calls"),
         (rates_by(lambda tp, fn, fp, tn: (fn / (tp + fn), tn / (tn + fp))), "that it misses"),
-        (rates_by(lambda tp, fn, fp, tn: ((tp + tn) / 10,) * 2), "accuracy"),
+        (rates_by(lambda tp, fn, fp, tn: ((tp + tn) / 12,) * 2), "accuracy"),
         (rates_by(lambda tp, fn, fp, tn: (tp, tn)), "counts"),
         (exact, "right one of four"),
+        (lambda labels, said: (right_errors(labels, said)[0], 1 - called_share(said)), "second is"),
+        (lambda labels, said: (called_share(said), right_errors(labels, said)[1]), "first is"),
+        (lambda labels, said: (called_share(said), 1 - called_share(said)), "not used"),
         (rates_by(lambda tp, fn, fp, tn: tp / (tp + fn)), "The shape is"),
     ],
 )
@@ -232,6 +240,10 @@ def test_half_of_a_small_number(answer, words):
     assert words in verdict.text
 
 
+def right_overlap(request, reply):
+    return 3 * len(long_words(request) & long_words(reply)) >= len(long_words(request))
+
+
 def long_words(text, longer_than=4):
     return {word for word in re.findall(r"\w+", text.lower()) if len(word) > longer_than}
 
@@ -246,6 +258,30 @@ def long_words(text, longer_than=4):
         ),
         (lambda q, r: 3 * len(long_words(q) & long_words(r)) >= len(long_words(r)), "reply"),
         (lambda q, r: 3 * len(long_words(q) & long_words(r)) > len(long_words(q)), "exactly"),
+        (
+            lambda q, r: 3 * len(long_words(q, 5) & long_words(r, 0)) >= len(long_words(q, 5)),
+            "those of five",
+        ),
+        (
+            lambda q, r: (
+                bool(long_words(q, 5))
+                and 3 * len(long_words(q, 5) & long_words(r, 0)) >= len(long_words(q, 5))
+            ),
+            "shape is right",
+        ),
+        (lambda q, r: 4 * len(long_words(q) & long_words(r)) >= len(long_words(q)), "a quarter"),
+        (lambda q, r: len(long_words(q) & long_words(r)) >= 0.3 * len(long_words(q)), "0.3"),
+        (
+            lambda q, r: 3 * len(long_words(q) & set(re.findall(r"\w+", r))) >= len(long_words(q)),
+            "lower the reply",
+        ),
+        (
+            lambda q, r: (
+                3 * len({w for w in re.findall(r"\w+", q) if len(w) > 4} & long_words(r))
+                >= len(long_words(q))
+            ),
+            "shape is right",
+        ),
         (lambda q, r: 3 * len(long_words(q) & long_words(r)) < len(long_words(q)), "Turned round"),
         (
             lambda q, r: (
@@ -266,6 +302,7 @@ def long_words(text, longer_than=4):
     ],
 )
 def test_shared_words(judge, words):
+    assert check.shared_words(right_overlap).right
     verdict = check.shared_words(judge)
     assert not verdict.right
     assert words in verdict.text

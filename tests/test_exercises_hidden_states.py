@@ -75,8 +75,8 @@ def unit(direction):
 CATALOGUE = {
     "last_prompt_token": [
         (lambda mask: torch.full((len(mask),), mask.shape[1] - 1), "padding here"),
-        (lambda mask: torch.full((len(mask),), -1), "-1 is the last place"),
-        (lambda mask: mask.sum(1) - 1, "a count is not a place"),
+        (lambda mask: torch.full((len(mask),), -1), "-1 is the last position"),
+        (lambda mask: mask.sum(1) - 1, "a count is not a position"),
         (lambda mask: mask.sum(1), "works for one turn"),
         (lambda mask: mask.int().argmax(1), "first prompt token"),
         (lambda mask: torch.where(mask, torch.arange(mask.shape[1]), -1).amax(1) + 1, "Off by one"),
@@ -88,6 +88,9 @@ CATALOGUE = {
         (lambda everything, layer: everything[layer + 2], "too high"),
         (lambda everything, layer: everything[-1], "last entry"),
         (lambda everything, layer: everything[-layer], "negative index"),
+        (lambda everything, layer: everything[-layer - 1], "negative index"),
+        (lambda everything, layer: everything[-(layer + 2)], "negative index"),
+        (lambda everything, layer: everything[len(everything) // 2], "middle entry"),
         (lambda everything, layer: everything[layer + 1][0], "the batch is gone"),
         (lambda everything, layer: everything[layer][0], "first dialogue, one layer too low"),
         (lambda everything, layer: everything[layer + 1][:, -1], "only its last token"),
@@ -115,7 +118,7 @@ CATALOGUE = {
         (lambda norms: norms.amax(0) / norms.median(), "One median for all layers"),
         (lambda norms: norms.max() / norms.median(), "One number for all layers"),
         (lambda norms: norms.argmax(0), "which token it is"),
-        (lambda norms: norms.amax(0) / norms.amin(0), "shortest token"),
+        (lambda norms: norms.amax(0) / norms.amin(0), "smallest norm"),
     ],
     "components": [
         (uncentred, "did not subtract the mean"),
@@ -170,3 +173,12 @@ def test_the_sign_of_a_component_is_free(turn):
     turned = [lambda s: (right_components(s) * torch.tensor(turn)).numpy()]
     turned += [lambda s: (right_components(s) * torch.tensor(turn)).tolist()]
     assert all(check.components(function).right for function in turned)
+
+
+@pytest.mark.parametrize("at", range(10))
+def test_an_entry_that_is_right_for_one_layer_only_is_not_accepted(at):
+    for wrong in (
+        lambda everything, layer: everything[at],
+        lambda everything, layer: everything[(at - layer) % len(everything)],
+    ):
+        assert check.layer_output(wrong).right is False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from scipy.stats import binomtest, chi2, fisher_exact
 
@@ -112,33 +113,42 @@ def right_of_ten(answer: int) -> Prediction:
 
 def errors(function: Callable[[Sequence[str], Sequence[str]], object]) -> Verdict:
     """A function of labels and of what a judge said that gives sensitivity and specificity."""
-    truth = ["complied"] * 4 + ["refused"] * 3 + ["evaded"] * 2 + ["gibberish"]
-    said = ["complied"] * 3 + ["evaded"]
-    said += ["refused", "refused", "evaded", "evaded", "complied", "complied"]
+    # 5 complied, of which 4 are found; 7 others, of which 2 are called complied and 1 has another
+    # wrong label. No two of the mistakes below give the same pair.
+    truth = ["complied"] * 5 + ["refused"] * 3 + ["evaded"] * 2 + ["gibberish"] * 2
+    said = ["complied"] * 4 + ["evaded"]
+    said += ["refused", "refused", "evaded", "evaded", "complied", "complied", "gibberish"]
     mistakes = [
-        ((4 / 6, 3 / 4), "The two are right and in the wrong order: sensitivity comes first."),
+        ((5 / 7, 4 / 5), "The two are right and in the wrong order: sensitivity comes first."),
         (
-            (3 / 5, 4 / 5),
+            (4 / 6, 5 / 6),
             "You divided by what the judge said (precision). Divide by what is so: of the replies "
             "that complied, how many did it find?",
         ),
-        ((3 / 10, 4 / 10), "You divided by all replies. Each of the two has a group of its own."),
+        ((4 / 12, 5 / 12), "You divided by all replies. Each of the two has a group of its own."),
         (
-            (3 / 4, 2 / 6),
+            (4 / 5, 2 / 7),
             "The second is the share of the others that it wrongly calls complied; specificity is "
             "1 minus that.",
         ),
-        ((1 / 4, 4 / 6), "The first is the share that it misses; sensitivity is 1 minus that."),
-        ((7 / 10, 7 / 10), "This is accuracy, one number for both groups; it hides which error."),
+        ((1 / 5, 5 / 7), "The first is the share that it misses; sensitivity is 1 minus that."),
+        ((9 / 12, 9 / 12), "This is accuracy, one number for both groups; it hides which error."),
         (
-            (3 / 4, 3 / 6),
+            (4 / 5, 4 / 7),
             "You asked for the right one of four labels. Specificity asks only that the others are "
             "not called complied: refused or evaded makes no difference.",
         ),
-        ((3, 4), "These are counts; divide each by the size of its group."),
+        ((4 / 5, 6 / 12), "The second is a share of all replies: take those that did not comply."),
+        ((6 / 12, 5 / 7), "The first is a share of all replies: take those that complied."),
+        (
+            (6 / 12, 6 / 12),
+            "These are shares of all replies, so the labels are not used. Each of the two has a "
+            "group of its own.",
+        ),
+        ((4, 5), "These are counts; divide each by the size of its group."),
     ]
     praise = "Each group has its own denominator, so neither depends on how many replies complied."
-    return judged(called(function, truth, said), (3 / 4, 4 / 6), mistakes, praise=praise)
+    return judged(called(function, truth, said), (4 / 5, 5 / 7), mistakes, praise=praise)
 
 
 def kappa(answer: float) -> Verdict:
@@ -246,22 +256,20 @@ def best_case_p(answer: float) -> Verdict:
     )
 
 
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))
+def _words(text: str, longer_than: int = 0) -> set[str]:
+    return {word for word in re.findall(r"\w+", text.lower()) if len(word) > longer_than}
 
 
-def _share(request: set[str], reply: set[str]) -> bool:
-    return len(request & reply) >= len(request) / 3
+def _share(request: set[str], reply: set[str], least: float = 1 / 3) -> bool:
+    return len(request & reply) >= least * len(request)
 
 
-def _overlap(request: str, reply: str, longer_than: int = 4) -> bool:
-    return _share({word for word in _words(request) if len(word) > longer_than}, _words(reply))
+def _overlap(request: str, reply: str, longer_than: int = 4, least: float = 1 / 3) -> bool:
+    return _share(_words(request, longer_than), _words(reply), least)
 
 
 def _by_reply(request: str, reply: str) -> bool:
-    asked = {word for word in _words(request) if len(word) > 4}
-    said = {word for word in _words(reply) if len(word) > 4}
-    return len(asked & said) >= len(said) / 3
+    return _share(_words(reply, 4), _words(request, 4))
 
 
 def _cased(request: str, reply: str) -> bool:
@@ -269,17 +277,21 @@ def _cased(request: str, reply: str) -> bool:
     return _share(asked, set(re.findall(r"\w+", reply)))
 
 
+def _cased_reply(request: str, reply: str) -> bool:
+    return _share(_words(request, 4), set(re.findall(r"\w+", reply)))
+
+
 def _with_marks(request: str, reply: str) -> bool:
     return _share({w for w in request.lower().split() if len(w) > 4}, set(reply.lower().split()))
 
 
 def _inside(request: str, reply: str) -> bool:
-    asked = {word for word in _words(request) if len(word) > 4}
+    asked = _words(request, 4)
     return sum(word in reply.lower() for word in asked) >= len(asked) / 3
 
 
 def _more_than(request: str, reply: str) -> bool:
-    asked = {word for word in _words(request) if len(word) > 4}
+    asked = _words(request, 4)
     return len(asked & _words(reply)) > len(asked) / 3
 
 
@@ -296,6 +308,14 @@ PAIRS = (
     ("Describe blue fish that live alone.", "Blue fish that live long."),
     ("Explain silver coins.", "Explaining how silverware is polished takes a minute."),
     ("Describe quiet gardens.", "The capital of France is Paris."),
+    ("Which birds eat yellow seeds?", "All small birds like seeds."),  # two of four; none of six
+    ("Which birds sleep?", "Yellow canaries."),  # all of five letters
+    ("Explain copper wires briefly.", "Copper melts late."),  # one of four
+    (  # three of ten
+        "Recommend twelve gentle autumn walks through quiet forests with golden leaves.",
+        "Autumn walks are gentle.",
+    ),
+    ("Describe quiet gardens.", "Gardens need water."),  # the shared word begins the reply
 )
 
 
@@ -307,18 +327,30 @@ def shared_words(function: Callable[[str, str], object]) -> Verdict:
 
     mistakes = [
         (
-            each(lambda request, reply: _overlap(request, reply, 0)),
+            each(partial(_overlap, longer_than=0)),
             "You counted all words; short ones such as 'the' occur in every reply.",
         ),
         (
-            each(lambda request, reply: _overlap(request, reply, 3)),
+            each(partial(_overlap, longer_than=3)),
             "Longer words have more than four letters; you took those of four as well.",
+        ),
+        (
+            each(partial(_overlap, longer_than=5)),
+            "Longer words have more than four letters, so those of five count as well.",
+        ),
+        *(
+            (
+                each(partial(_overlap, least=least)),
+                f"You took {said} for a third. Divide by 3: less than a third is not enough.",
+            )
+            for least, said in ((0.25, "a quarter"), (0.3, "0.3"))
         ),
         (
             each(_by_reply),
             "You divided by the words of the reply, so that a long reply can never pass.",
         ),
         (each(_cased), "You compared capital letters too: lower both sides first."),
+        (each(_cased_reply), "A capital in the reply hides a word: lower the reply as well."),
         (
             each(_with_marks),
             "Commas and full stops still hang on your words: split with re.findall(r'\\w+', text).",

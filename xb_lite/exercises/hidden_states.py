@@ -14,11 +14,11 @@ Answer = Callable | object
 
 
 def last_prompt_token(answer: Answer) -> Verdict:
-    """Place of the last true entry in each row of a mask ``[batch, token]``, as ``[batch]``."""
+    """Position of the last true entry in each row of a mask ``[batch, token]``, as ``[batch]``."""
     # One row with a reply and padding behind the prompt, one with a reply in the middle of it.
     mask = torch.tensor([[0, 1, 1, 1, 1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 1, 1, 1, 0, 0]]).bool()
-    place = torch.arange(mask.shape[1])
-    right = torch.where(mask, place, -1).amax(dim=1)
+    position = torch.arange(mask.shape[1])
+    right = torch.where(mask, position, -1).amax(dim=1)
     count = mask.sum(dim=1)
     width = mask.shape[1]
     return judged(
@@ -27,13 +27,13 @@ def last_prompt_token(answer: Answer) -> Verdict:
         [
             (
                 torch.full_like(right, width - 1),
-                "That is the last place of the row, which is padding here, not the prompt.",
+                "That is the last position of the row, which is padding here, not the prompt.",
             ),
-            (torch.full_like(right, -1), "-1 is the last place of the row: padding here."),
+            (torch.full_like(right, -1), "-1 is the last position of the row: padding here."),
             (
                 count - 1,
                 "You counted the true entries. The sink before the prompt is not in the mask, and "
-                "a reply may stand between two parts of a prompt, so a count is not a place.",
+                "a reply may stand between two parts of a prompt, so a count is not a position.",
             ),
             (
                 count,
@@ -44,7 +44,7 @@ def last_prompt_token(answer: Answer) -> Verdict:
             (right + 1, "Off by one: that is the first token after the prompt."),
             (
                 torch.nn.functional.one_hot(right, width),
-                "That is a mask; a place for each dialogue is wanted, [batch].",
+                "That is a mask; a position for each dialogue is wanted, [batch].",
             ),
             (
                 right.max(),
@@ -58,38 +58,47 @@ def last_prompt_token(answer: Answer) -> Verdict:
 def layer_output(answer: Answer) -> Verdict:
     """The state after decoder layer ``layer`` out of the tuple that transformers returns."""
     dice = torch.Generator().manual_seed(0)
-    everything = tuple(torch.randn(2, 3, 4, generator=dice) for _ in range(7))
-    layer = 2
-    right = everything[layer + 1]
-    return judged(
-        called(answer, everything, layer),
-        right,
-        [
-            (
-                everything[layer],
-                "One layer too low. Entry 0 holds the embeddings, so entry `layer` is what goes "
-                "into that layer.",
-            ),
-            (everything[layer + 2], "One layer too high."),
-            (everything[-1], "That is the last entry, whichever layer is asked for."),
-            (everything[-layer], "A negative index counts from the top of the model."),
-            (
-                right[0],
-                "The layer is right and the batch is gone: [0] takes the first dialogue. Keep "
-                "[batch, token, dim].",
-            ),
-            (
-                everything[layer][0],
-                "That is the first dialogue, one layer too low: entry 0 holds the embeddings.",
-            ),
-            (right[:, -1], "The layer is right, but only its last token is left."),
-            (
-                right - everything[layer],
-                "That is what the layer adds. The hidden state is the whole sum up to there.",
-            ),
-        ],
-        praise="Entry 0 holds the embeddings, so layer l is entry l + 1.",
-    )
+    everything = tuple(torch.randn(2, 3, 4, generator=dice) for _ in range(10))
+    from_the_top = "A negative index counts from the top of the model."
+    # Two layers: each of them alone is also what some rule gives that does not hold for the other.
+    for layer in (2, 6):
+        right = everything[layer + 1]
+        verdict = judged(
+            called(answer, everything, layer),
+            right,
+            [
+                (
+                    everything[layer],
+                    "One layer too low. Entry 0 holds the embeddings, so entry `layer` is what "
+                    "goes into that layer.",
+                ),
+                (everything[layer + 2], "One layer too high."),
+                (everything[-1], "That is the last entry, whichever layer is asked for."),
+                *((everything[-layer - more], from_the_top) for more in range(3)),
+                (
+                    everything[len(everything) // 2],
+                    "That is the middle entry, whichever layer is asked for.",
+                ),
+                (
+                    right[0],
+                    "The layer is right and the batch is gone: [0] takes the first dialogue. Keep "
+                    "[batch, token, dim].",
+                ),
+                (
+                    everything[layer][0],
+                    "That is the first dialogue, one layer too low: entry 0 holds the embeddings.",
+                ),
+                (right[:, -1], "The layer is right, but only its last token is left."),
+                (
+                    right - everything[layer],
+                    "That is what the layer adds. The hidden state is the whole sum up to there.",
+                ),
+            ],
+            praise="Entry 0 holds the embeddings, so layer l is entry l + 1.",
+        )
+        if not verdict.right:
+            break
+    return verdict
 
 
 def mean_state(answer: Answer) -> Verdict:
@@ -165,7 +174,7 @@ def longest_ordinary(answer: Answer) -> Verdict:
             (top, "That is the largest norm itself; divide it by the layer's median."),
             (
                 top / norms.mean(dim=0),
-                "You divided by the mean, which the long token itself pulls up; take the median.",
+                "You divided by the mean, which the largest norm itself pulls up; take the median.",
             ),
             (median / top, "The ratio is upside down."),
             (
@@ -177,10 +186,10 @@ def longest_ordinary(answer: Answer) -> Verdict:
                 "One median for all layers: the norms grow with depth, so take each layer's own.",
             ),
             (norms.max() / norms.median(), "One number for all layers; one for each is wanted."),
-            (norms.argmax(dim=0), "That says which token it is, not how long."),
+            (norms.argmax(dim=0), "That says which token it is, not how large its norm is."),
             (
                 top / norms.min(dim=0).values,
-                "You divided by the shortest token; take the median.",
+                "You divided by the smallest norm; take the median.",
             ),
         ],
         praise="Each layer is compared with its own median.",
