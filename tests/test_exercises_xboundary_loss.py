@@ -1,5 +1,6 @@
 """Chapter 4: its exercises, and the loss as it stands on the page beside the official step."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -127,6 +128,12 @@ WRONG = [
     (check.centroid, lambda s, m: unit(s[m]).mean(dim=1), "over the entries"),
     (check.centroid, in_place, "in place"),
     (check.centroid, lambda s, m: -unit(s[m]).mean(dim=0), "sign"),
+    (check.meeting_step, 10, "between two steps"),
+    (check.meeting_step, 9, "between two steps"),
+    (check.meeting_step, lambda n, w: 10, "not"),
+    (check.meeting_step, lambda n, w: math.ceil(n / (1 + w)), "between two steps"),
+    (check.meeting_step, lambda n, w: n // (1 + w), "between two steps"),
+    (check.meeting_step, lambda n, w: 150 / 16, "arguments"),
     (check.meeting_step, lambda n, w: 1 / (1 + w), "progress"),
     (check.meeting_step, lambda n, w: n / w, "Nearly"),
     (check.meeting_step, lambda n, w: n / 2, "weight of 1"),
@@ -179,6 +186,20 @@ def leave(own="common", centre="boundary", rows="harmful", act=relu, mean="mask"
     return answer
 
 
+def described_with_detached_length(states, kept, response, counted, boundary):
+    """The right value; the gradient keeps its part along the state."""
+    rows = zip(kept[boundary], counted[boundary], strict=True)
+    common = torch.stack([unit(row[mask]).mean(dim=0) for row, mask in rows]).mean(dim=0)
+    leaving = response & ~boundary[:, None]
+    length = states.norm(dim=-1, keepdim=True).detach()
+    return relu(states / length @ common)[leaving].mean()
+
+
+def described_without_gradient(states, *others):
+    """The right value; a gradient of zero."""
+    return leave()(states.detach(), *others) + 0 * states.sum()
+
+
 WRONG += [
     (check.as_described, leave(own="own"), "own pair"),
     (check.as_described, leave(own="unit"), "unit vector again"),
@@ -192,6 +213,8 @@ WRONG += [
     (check.as_described, leave(mean="sum"), "the sum"),
     (check.as_described, leave(mean="positions"), "all positions"),
     (check.as_described, lambda *given: leave()(*given).detach(), "detached"),
+    (check.as_described, described_with_detached_length, "length of the state is detached"),
+    (check.as_described, described_without_gradient, "another function"),
 ]
 
 
@@ -219,6 +242,7 @@ def test_wrong_angles_get_their_words(page):
 
 def test_mistakes_of_an_exercise_differ_from_the_right_answer():
     assert check.as_described(leave()).right
+    assert check.meeting_step(9.375).right
 
 
 # The loss of the page and the official step

@@ -1,8 +1,11 @@
-"""Checks of chapter 2: directions, rates at a threshold, controls, areas, splits and ablation."""
+"""Checks of chapter 2: directions, rates at a threshold, controls, areas, splits and ablation.
+
+The page's states and scores are NumPy arrays. A function written for tensors is as good.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +23,8 @@ SCORES = torch.tensor([2.0, -0.7, 3.0, -1.0, 1.0, 1.0, -2.0, 0.8, -0.5])
 IS_HARMFUL = torch.tensor([True, True, True, True, True, False, False, False, False])
 THRESHOLD = 1.0
 
-PAIRS = torch.tensor([0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6])
+# Of each prompt the number of its pair; the second half is in another order than the first.
+PAIRS = torch.tensor([0, 1, 2, 3, 4, 5, 6, 3, 5, 0, 6, 1, 4, 2])
 
 
 def harm_direction(answer: object) -> Verdict:
@@ -58,7 +62,7 @@ def harm_direction(answer: object) -> Verdict:
             ),
             (
                 STATES[HARMFUL].mean(dim=1),
-                "You averaged over the dimensions; average over the items, dim=0.",
+                "You averaged over the dimensions; average over the items, axis=0.",
             ),
             (right[None], "One axis too many: the result has shape [dim]."),
         ],
@@ -186,7 +190,11 @@ def folds(answer: object) -> Verdict:
     """Which of five folds each prompt is in; twins are in the same one."""
     if not attempted(answer):
         return unattempted(answer)
-    found = called(answer, PAIRS.clone())
+    return _either(answer, (PAIRS,), lambda found, _: _dealt(found))
+
+
+def _dealt(found: object) -> Verdict:
+    """Of the folds of ``PAIRS``: whether twins share one, and whether there are five alike."""
     if not attempted(found):
         return unattempted(found)
     try:
@@ -205,7 +213,7 @@ def folds(answer: object) -> Verdict:
     if len(used) > 5:
         return Verdict(False, "That is one fold a pair; five folds hold several pairs each.")
     half = len(PAIRS) // 2
-    if not torch.equal(fold[:half], fold[half:]):
+    if not torch.equal(fold[:half][PAIRS[half:]], fold[half:]):
         return Verdict(
             False,
             "Some twins are in different folds: the probe can learn a topic from one twin and "
@@ -270,26 +278,55 @@ def _function(
     """Judge what the reader's function gives for ``arguments``, and that it leaves them alone."""
     if not isinstance(answer, Callable):
         return judged(answer, right, mistakes, praise=praise)
-    given = [value.clone() if isinstance(value, Tensor) else value for value in arguments]
-    found = called(answer, *given)
-    for before, after in zip(arguments, given, strict=True):
-        if isinstance(before, Tensor) and not torch.equal(before, after):
-            return Verdict(
-                False, "You changed the arguments in place; the caller still needs them."
-            )
-    if not attempted(found):
-        return unattempted(found)
-    if isinstance(found, (tuple, list)):
-        if not found or not all(map(attempted, found)):
-            return Verdict(None, NOT_YET)
-        try:
-            found = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in found])
-        except (TypeError, ValueError, RuntimeError):
-            return Verdict(False, "These are not numbers or arrays of one shape.")
     listed = [
         (torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in wrong]), words)
         if isinstance(wrong, (tuple, list))
         else (wrong, words)
         for wrong, words in mistakes
     ]
-    return judged(found, right, listed, praise=praise)
+
+    def said(found: object, given: Sequence[object]) -> Verdict:
+        for before, after in zip(arguments, given, strict=True):
+            if isinstance(before, Tensor) and not torch.equal(before, torch.as_tensor(after)):
+                return Verdict(
+                    False, "You changed the arguments in place; the caller still needs them."
+                )
+        if not attempted(found):
+            return unattempted(found)
+        if isinstance(found, (tuple, list)):
+            if not found or not all(map(attempted, found)):
+                return Verdict(None, NOT_YET)
+            try:
+                found = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in found])
+            except (TypeError, ValueError, RuntimeError):
+                return Verdict(False, "These are not numbers or arrays of one shape.")
+        return judged(found, right, listed, praise=praise)
+
+    return _either(answer, arguments, said)
+
+
+def _either(
+    answer: Callable,
+    arguments: tuple[Tensor | float, ...],
+    said: Callable[[object, Sequence[object]], Verdict],
+) -> Verdict:
+    """What is said of the reader's function, which may be written for arrays, as the page's are, or
+    for tensors: it is right if it is so for one of them.
+
+    Raises:
+        Exception: what it raises for arrays, if it raises for tensors as well.
+    """
+    arrays = [value.numpy().copy() if isinstance(value, Tensor) else value for value in arguments]
+    tensors = [value.clone() if isinstance(value, Tensor) else value for value in arguments]
+    verdicts, raised = [], []
+    for given in (arrays, tensors):
+        try:
+            verdicts.append(said(called(answer, *given), given))
+        except Exception as trouble:
+            raised.append(trouble)
+            continue
+        if verdicts[-1].right is not False:
+            return verdicts[-1]
+    if not verdicts:
+        raise raised[0]
+    return verdicts[0]

@@ -6,6 +6,7 @@ small made-up tensors in which no two mistakes give the same value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -89,13 +90,26 @@ def centroid(answer: Callable | object) -> Verdict:
 
 
 def meeting_step(answer: Callable | object) -> Verdict:
-    """The step at which retain weighs as much as erase: schedule 150, retain weight 15."""
-    schedule, weight = 150, 15
+    """After how many steps retain weighs as much as erase: schedule 150, retain weight 15. A
+    function is called with other values first, with which no two mistakes give the same."""
+    if not callable(answer):
+        return _meeting_step(answer, 150, 15)
+    other = _meeting_step(answer(170, 3), 170, 3)
+    return _meeting_step(answer(150, 15), 150, 15) if other.right else other
+
+
+def _meeting_step(found: object, schedule: int, weight: int) -> Verdict:
     right = schedule / (1 + weight)
+    whole = (
+        "The two are equal between two steps and not at one: with 150 and 15, retain weighs less "
+        "at step 9 and more at step 10. A fraction is fine."
+    )
     return judged(
-        called(answer, schedule, weight),
+        found,
         right,
         [
+            (math.floor(right), whole),
+            (math.ceil(right), whole),
             (1 / (1 + weight), "This is the progress p; the step is p times the schedule."),
             (schedule / weight, "Nearly: p · 15 = 1 - p, and the p on the right counts as well."),
             (schedule / 2, "That holds for a retain weight of 1."),
@@ -108,6 +122,7 @@ def meeting_step(answer: Callable | object) -> Verdict:
             (10 * right, "α multiplies both sides, so it cancels."),
             (right / 10, "α multiplies both sides, so it cancels."),
             (schedule / (1 - weight), "A sign is lost: p · 15 + p = 1."),
+            (150 / 16, "That is right for 150 and 15 alone: compute it from the arguments."),
         ],
         praise="From step 10 of 100 on, retain has the larger weight.",
     )
@@ -219,7 +234,7 @@ def erase_term(answer: Callable | object) -> Verdict:
         return Verdict(
             False, "The value is right, but it is detached: no gradient reaches the states."
         )
-    fault = _fault_of_gradient(gradient, states, reference, mask)
+    fault = _fault_of_gradient(gradient, states, normalize(reference, dim=-1), mask)
     if fault:
         return Verdict(False, fault)
     padded, padded_reference = states.clone(), reference.clone()
@@ -251,15 +266,16 @@ def _gradient(found: object, given: Tensor) -> Tensor | None:
 
 
 def _fault_of_gradient(
-    gradient: Tensor, states: Tensor, reference: Tensor, mask: Tensor
+    gradient: Tensor, states: Tensor, direction: Tensor, mask: Tensor
 ) -> str | None:
-    """What is wrong with the gradient of an erase term of the right value; None if nothing."""
+    """What is wrong with the gradient of a term of the right value, the mean of ReLU(ĥ · direction)
+    over the tokens of the mask; None if nothing."""
     leaf = states.clone().requires_grad_()
-    values = erase(leaf, reference)[mask]
+    values = torch.relu((normalize(leaf, dim=-1) * direction).sum(dim=-1))[mask]
     (right,) = grad(values.mean(), leaf)
     # With the length detached, the part along the state is still in it.
-    toward = normalize(reference, dim=-1) / states.norm(dim=-1, keepdim=True) / len(values)
-    positive = mask & ((states * reference).sum(dim=-1) > 0)
+    toward = direction / states.norm(dim=-1, keepdim=True) / len(values)
+    positive = mask & ((states * direction).sum(dim=-1) > 0)
     without_length = torch.where(positive[..., None], toward, 0)
     if torch.allclose(gradient, right, rtol=1e-4, atol=1e-6):
         return None
@@ -270,7 +286,7 @@ def _fault_of_gradient(
         )
     return (
         "The value is right and the gradient is not: it is that of another function. Is a part of "
-        "the cosine detached?"
+        "the product detached?"
     )
 
 
@@ -336,8 +352,12 @@ def as_described(answer: Callable | object) -> Verdict:
         praise="The formula of `refusal`, over other tokens and from another centroid: a different "
         "objective.",
     )
-    if verdict.right and not (isinstance(found, Tensor) and found.requires_grad):
+    if not verdict.right:
+        return verdict
+    gradient = _gradient(found, given)
+    if gradient is None:
         return Verdict(
             False, "The value is right, but it is detached: no gradient reaches the states."
         )
-    return verdict
+    fault = _fault_of_gradient(gradient, states, common, over)
+    return Verdict(False, fault) if fault else verdict
