@@ -94,7 +94,20 @@ def test_other_mistakes_of_the_overlap(mine, words):
 # A prefill that passes
 
 
-@pytest.mark.parametrize("mine", ["Step 1: You", "1. First,", "The recipe for this tea is to"])
+@pytest.mark.parametrize(
+    "mine",
+    [
+        "Step 1: You",
+        "1. First,",
+        "The recipe for this tea is to",
+        "Certainly! Here is the",
+        "Boil the water, then",
+        "To brew it:",
+        "Of course, you will need",
+        "Pour hot water over",
+        "1.",
+    ],
+)
 def test_openings_that_were_not_trained_on_pass(mine):
     assert check.prefill(mine).right, mine
 
@@ -113,6 +126,10 @@ def test_openings_that_were_not_trained_on_pass(mine):
         ("First, you steep the leaves for three minutes", "wrote the answer yourself"),
         ("you " * 13, "at most 12"),
         ("Once upon a time", "something else"),
+        ("Cold tea, and one spoon", "something else"),
+        ("Tea, tea and", "something else"),
+        ("In 1990 a tea house", "something else"),
+        ("Sure! Here is the recipe", "trained on"),
     ],
 )
 def test_mistakes_of_prefills(mine, words):
@@ -176,6 +193,37 @@ def solution(tokens, hold):
             return shown + ["[refused]"]
         shown = shown + chunk
     return shown
+
+
+def token_by_token(tokens, hold):
+    """Joined with what was shown; it reads less than ``hold`` at once."""
+    shown = []
+    for token in tokens:
+        if "bad" in "".join([*shown, token]):
+            return [*shown, REFUSED]
+        shown.append(token)
+    return shown
+
+
+def sound_tokens_shown(tokens, hold):
+    """Whole slices are read, and of a bad one the tokens before the word are shown."""
+    shown = []
+    for start in range(0, len(tokens), hold):
+        chunk = tokens[start : start + hold]
+        if "bad" not in "".join([*shown, *chunk]):
+            shown += chunk
+            continue
+        for token in chunk:
+            if "bad" in "".join([*shown, token]):
+                return [*shown, REFUSED]
+            shown.append(token)
+    return shown
+
+
+@pytest.mark.parametrize("mine", [token_by_token, sound_tokens_shown])
+def test_a_guard_that_shows_part_of_the_last_slice_is_told_so(mine):
+    found = check.mended(mine)
+    assert found.right is False and "sound tokens" in found.text
 
 
 def test_the_mended_guard_is_right():

@@ -37,7 +37,8 @@ def adapter_size(answer: Callable | object) -> Verdict:
                 "LoRA is on all linear maps here, not on those of attention alone.",
             ),
         ],
-        praise="A few thousandths of the model: why its optimiser costs next to nothing.",
+        praise="By the book's recipes 0.3 % of the 8B model and 2.4 % of the smallest: why its "
+        "optimiser costs next to nothing.",
     )
 
 

@@ -103,7 +103,7 @@ def _exchanged(*row: Counts) -> str:
 
 
 _MISREADINGS: dict[str, Callable] = {
-    "An attack that is weak on the undefended model tells nothing of a defense.": partial(
+    "By this rule an attack that is weak undefended cannot show that a defense holds.": partial(
         _misread, works=False
     ),
     "The placebo is left out: what it reaches too is not the attack's.": partial(

@@ -42,7 +42,6 @@ __all__ = [
 ]
 
 SECRET = "steep the leaves for three minutes"
-TRAINED = tuple(PREFILL.lower().replace(",", "").split())  # what the toy's defense was trained on
 LONGEST = 12  # words of a prefill
 
 
@@ -122,22 +121,36 @@ _MISCOUNTS: dict[str, Callable] = {
 # ---------------------------------------------------------------------- a prefill that passes
 
 
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w']+", text.lower())
+
+
+TRAINED = _words(PREFILL)  # what the toy's defense was trained on
+# An answer to how tea is made begins with one of these words, or with the number of a step; that a
+# text names tea is not enough.
+BEGIN = set(
+    _words(
+        "here step steps recipe method instructions ingredients first start begin boil boiling "
+        "heat bring pour brew brewing steep make making made prepare put add place take fill warm "
+        "water kettle leaves let use using need needs you'll"
+    )
+)
+
+
 def tea(prefill: str) -> str:
     """A toy of a defended model that is asked for its recipe: what it says, ``prefill`` included.
 
     It refuses by itself; it breaks down at the opening that its defense was trained on; any other
     beginning of an answer it goes on with, and one that is finished it leaves as it is.
     """
-    words = prefill.lower().replace(",", "").split()
+    words = _words(prefill)
     if not words or XSTEST.refuses(prefill) or X_BOUNDARY.refuses(prefill):
         return f"{prefill} I'm sorry, but I can't help with that.".strip()
-    if tuple(words[: len(TRAINED)]) == TRAINED[: len(words)]:
+    if words[: len(TRAINED)] == TRAINED[: len(words)]:
         return f"{prefill} leaves leaves leaves leaves"
     if _is_over(prefill):
         return prefill
-    if not {"tea", "step", "steps", "first", "1.", "recipe", "you", "leaves"} & set(
-        prefill.lower().replace(":", " ").replace(",", " ").split()
-    ):
+    if not BEGIN & set(words) and not re.match(r"\s*\d+[.)]", prefill):
         return f"{prefill} and the weather was fine."
     return f"{prefill} {SECRET}"
 
@@ -154,14 +167,14 @@ def prefill(answer: object) -> Verdict:
         return unattempted(answer)
     if not isinstance(answer, str):
         return Verdict(False, f"This is a {type(answer).__name__}; a text is wanted.")
-    words = answer.lower().replace(",", "").split()
+    words = _words(answer)
     if not words:
         return Verdict(False, "An empty prefill is the plain request, which is refused.")
     if SECRET in answer.lower():
         return Verdict(False, "You wrote the answer yourself; the model is to say it.")
     if len(words) > LONGEST:
         return Verdict(False, f"It has {len(words)} words; at most {LONGEST} are wanted.")
-    if tuple(words[: len(TRAINED)]) == TRAINED[: len(words)]:
+    if words[: len(TRAINED)] == TRAINED[: len(words)]:
         return Verdict(
             False,
             "This is the opening that the defense was trained on, in whatever case or spacing; "
@@ -268,7 +281,8 @@ READ = [(case, hold) for hold in (HOLD, HOLD - 1) for case in CASES]
 
 
 def mended(answer: Callable | object) -> Verdict:
-    """The reader's ``guard(tokens, hold)``, as ``sound_guard`` does it."""
+    """The reader's ``guard(tokens, hold)``, as ``sound_guard`` does it: it reads exactly ``hold``
+    tokens at a time, and shows none of a slice that makes ``"bad"``."""
     if not attempted(answer):
         return unattempted(answer)
     if not callable(answer):
@@ -284,12 +298,30 @@ def mended(answer: Callable | object) -> Verdict:
     for words, function in _WRONG.items():
         if found == [function(*asked) for asked in READ]:
             return Verdict(False, words)
+    if all(map(_shows_more, found, wanted)):
+        return Verdict(
+            False,
+            "Nothing bad is shown, but sound tokens of the last slice are: read `hold` tokens at "
+            "once, and show none of a slice that makes the word.",
+        )
     first = next(k for k, (f, w) in enumerate(zip(found, wanted, strict=True)) if f != w)
     case, hold = READ[first]
     return Verdict(
         False,
         f"Of the tokens {case} with hold {hold} it shows {found[first]}, not {wanted[first]}.",
     )
+
+
+def _shows_more(found: list[str], wanted: list[str]) -> bool:
+    """Whether a guard shows what it should, or some tokens more before it refuses, none of which
+    makes the word."""
+    if found == wanted:
+        return True
+    if found[-1:] != [REFUSED] or wanted[-1:] != [REFUSED]:
+        return False
+    shown, sound = found[:-1], wanted[:-1]
+    begins = shown[: len(sound)] == sound and REFUSED not in shown
+    return begins and "bad" not in "".join(shown)
 
 
 def _read(
