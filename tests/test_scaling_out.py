@@ -1,11 +1,8 @@
 """Several processes: configs that accelerate reads, what is refused, and an evaluation shared."""
 
 import json
-import os
 import re
-import socket
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 import yaml
+from launching import launch
 from tiny import own_cache, tiny_model, tiny_recipe
 
 from xb_lite.data.items import plan
@@ -135,20 +133,8 @@ def test_configs_are_yaml_that_says_what_each_is_for():
 
 
 def launched(arguments, cache, processes):
-    command = [sys.executable]
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command += ["--master_port", str(port)]
-    done = subprocess.run(
-        [*command, "-m", "xb_lite", *arguments],
-        env={**os.environ, "XB_LITE_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    words = ["-m", "xb_lite", *arguments]
+    done = launch(words, processes, XB_LITE_CACHE=str(cache), PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -5,14 +5,14 @@ Run as a program, this file is one of them.
 
 import json
 import os
-import socket
-import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_recipe, tiny_sets
 from transformers import AutoTokenizer
@@ -31,7 +31,8 @@ PRECISIONS = {
     "bf16": Precision("cpu", torch.bfloat16, None, "tests"),
 }
 RECIPE = {"lora_std": 0.1, "reference": "adapter-off"}  # the adapter has an effect from the start
-WAYS = ["fsdp", "zero2", "zero3"]
+NEEDED = pytest.mark.skipif(not find_spec("deepspeed"), reason="needs `pip install deepspeed`")
+WAYS = ["fsdp", *(pytest.param(way, marks=NEEDED) for way in ("zero2", "zero3"))]
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -50,42 +51,31 @@ def learn(place, precision="fp32", killed_at=None, **changes):
 
 def environment(way, precision):
     """What accelerate tells its processes by one of our configs, but for the cards."""
-    from accelerate.commands.launch import launch_command_parser
-    from accelerate.utils import launch
+    from accelerate.commands import launch as command
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     config = str(folder() / f"{way}.yaml")
     words = ["--config_file", config, "--num_processes", "2", "-m", "xb_lite"]
     ready = {}
     with pytest.MonkeyPatch.context() as patch:
-        from accelerate.commands import launch as command
-
         for name in ("multi_gpu_launcher", "deepspeed_launcher"):
             patch.setattr(command, name, lambda args: ready.update(args=args))
-        command.launch_command(launch_command_parser().parse_args(words))
+        command.launch_command(command.launch_command_parser().parse_args(words))
         args = ready["args"]
         if way == "fsdp":
-            found = launch.prepare_multi_gpu_env(args)
+            found = prepare_multi_gpu_env(args)
         else:
-            _, found = launch.prepare_deepspeed_cmd_env(args)
+            _, found = prepare_deepspeed_cmd_env(args)
     own = {k: v for k, v in found.items() if k.startswith(("ACCELERATE_", "FSDP_"))}
     # A config asks for bf16, which a GPU that is full of a model computes in anyway.
     return {**own, "ACCELERATE_MIXED_PRECISION": "no" if precision == "fp32" else "bf16"}
 
 
 def start(way, place, precision="fp32", **changes):
-    if way.startswith("zero"):
-        pytest.importorskip("deepspeed", reason="needs `pip install deepspeed`")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launch += ["--master_port", str(port), __file__, str(place), precision, json.dumps(changes)]
     tests = Path(__file__).parent
     paths = os.pathsep.join([str(tests), str(tests.parent)])
     shared = {"PYTHONPATH": paths, "DS_ACCELERATOR": "cpu", **environment(way, precision)}
-    return subprocess.run(
-        launch, env={**os.environ, **shared}, capture_output=True, text=True, timeout=280
-    )
+    return launch([__file__, place, precision, json.dumps(changes)], timeout=280, **shared)
 
 
 def together(place, precision, changes):
@@ -95,17 +85,15 @@ def together(place, precision, changes):
     from torch.distributed.tensor import DTensor
 
     torch.set_num_threads(1)
-    if os.environ.get("ACCELERATE_USE_FSDP"):
+    fsdp, shared = os.environ.get("ACCELERATE_USE_FSDP"), []
+    if fsdp:
         torch.distributed.init_process_group("gloo")
         PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
         PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
-        shared = []
         local = DTensor.to_local
         DTensor.to_local = lambda self, **how: shared.append(1) or local(self, **how)
-        learn(Path(place), precision, **json.loads(changes))
-        assert shared  # else each had the whole model
-    else:
-        learn(Path(place), precision, **json.loads(changes))
+    learn(Path(place), precision, **json.loads(changes))
+    assert shared or not fsdp  # else each had the whole model
 
 
 def same(place, wanted, tolerance):

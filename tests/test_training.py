@@ -10,8 +10,6 @@ import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import warnings
 from contextlib import ExitStack, suppress
@@ -20,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from launching import launch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_recipe, tiny_sets
@@ -1029,21 +1028,10 @@ def test_two_processes_are_one_in_the_end(tmp_path, tokenizer, reference):
     # So many that in some only one of the processes meets items that it has no states of.
     changes = {**AT_WORK, "steps": 12, "reference": reference}
     alone = run(tokenizer, tmp_path / "alone", pairs_at_once=4, **changes)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # What `accelerate launch` itself runs. Its --cpu starts one process whatever else it is told.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launch += ["--master_port", str(port), __file__, str(tmp_path / "both")]
     both = {**changes, "pairs_at_once": 2, "resume": False}
     tests = Path(__file__).parent
-    done = subprocess.run(
-        [*launch, json.dumps(both)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    paths = os.pathsep.join([str(tests), str(tests.parent)])
+    done = launch([__file__, tmp_path / "both", json.dumps(both)], PYTHONPATH=paths)
     assert done.returncode == 0, done.stderr[-3000:]
     found = read_run(tmp_path / "both")
     for row, wanted in zip(found["curve"], alone.curve, strict=True):
