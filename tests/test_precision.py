@@ -38,6 +38,19 @@ def test_cpu_without_bf16_is_plain_fp32(monkeypatch):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
+def test_bf16_can_be_turned_off(monkeypatch):
+    monkeypatch.setattr(precision, "_cpu_bf16_instruction", lambda: "avx512_bf16")
+    monkeypatch.setenv("XB_BF16", "0")
+    chosen = choose_precision("cpu")
+    assert str(chosen) == "fp32 weights on cpu (XB_BF16 is 0)"
+    assert chosen.products is None
+    monkeypatch.setenv("XB_BF16", "1")
+    assert choose_precision("cpu").products is torch.bfloat16
+    monkeypatch.setenv("XB_BF16", "no")
+    with pytest.raises(ValueError, match="XB_BF16 is 'no': set it to 0"):
+        choose_precision("cpu")
+
+
 @pytest.mark.parametrize(
     ("capability", "weights"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)]
 )

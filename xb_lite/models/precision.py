@@ -8,6 +8,7 @@ otherwise.
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 BATCH = "so that a batch does not change a reply"
+SWITCH = "XB_BF16"  # 0: a CPU with bf16 computes as one without
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ def choose_precision(
 
     fp32 weights under bf16 autocast on CPUs with bf16 instructions, fp32 on other CPUs; fp16 on
     GPUs before Ampere such as the T4, bf16 from Ampere on. With ``exact``, fp32 on a CPU: slower,
-    but then what a model says to one prompt does not depend on the others in its batch.
+    but then what a model says to one prompt does not depend on the others in its batch. With
+    ``XB_BF16=0`` in the environment every CPU computes in fp32, so that a machine with bf16 repeats
+    what was run on one without.
 
     Args:
         parameters: of the model. One whose fp32 weights take no more than an eighth of a GPU's
@@ -60,13 +64,16 @@ def choose_precision(
             compare.
 
     Raises:
-        ValueError: ``device`` is neither a CPU nor a CUDA device that is present.
+        ValueError: ``device`` is neither a CPU nor a CUDA device that is present, or ``XB_BF16`` is
+            neither 0 nor 1.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if _is_gpu(device):
         return _on_gpu(device, exact, parameters)
     if exact:
         return Precision("cpu", torch.float32, None, BATCH)
+    if not _bf16_wanted():
+        return Precision("cpu", torch.float32, None, f"{SWITCH} is 0")
     instruction = _cpu_bf16_instruction()
     if instruction is None:
         return Precision("cpu", torch.float32, None, "no fast bf16 on this CPU")
@@ -95,6 +102,13 @@ def _on_gpu(device: str, exact: bool, parameters: int | None) -> Precision:
     if native:
         return Precision(device, torch.bfloat16, None, "this GPU has native bf16")
     return Precision(device, torch.float16, None, "this GPU has fp16 but no native bf16")
+
+
+def _bf16_wanted() -> bool:
+    said = os.environ.get(SWITCH, "1")
+    if said not in ("0", "1"):
+        raise ValueError(f"{SWITCH} is {said!r}: set it to 0 for fp32, or to 1.")
+    return said == "1"
 
 
 def _cpu_bf16_instruction() -> str | None:
