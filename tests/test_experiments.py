@@ -173,6 +173,17 @@ def test_help_lists_what_can_be_named(command, listed, capsys):
     assert [name for name in listed if name not in shown] == []
 
 
+def test_what_a_guard_cannot_hold_is_refused_before_anything_is_loaded(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main(["serve", "--guard", "gibberish", "--hold", "0"])
+    assert "--hold: 0 is below 1" in capsys.readouterr().err
+
+
+def test_the_status_of_a_folder_that_is_not_there(capsys, tmp_path):
+    assert __main__.main(["reproduce", "--status", "--results", str(tmp_path / "none")]) == 1
+    assert "none: there is no such folder." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("misspelt", "says"),
     [("--limt", "did you mean --limit?"), ("--zzz", "unrecognized arguments: --zzz")],

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xb_lite.commands import Parser, asked, defenses, plans
+from xb_lite.commands import Parser, asked, defenses, plans, positive
 from xb_lite.corpora import SPLITS
 from xb_lite.grading.command import add_grade
 from xb_lite.models.cached import DEFAULT, SPECS, ModelError, cached_model, gguf_file
@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         "(fitted first: minutes)",
     )
     serve.add_argument(
-        "--hold", type=int, default=16, help="tokens that the guard holds back (default: 16)"
+        "--hold", type=positive, default=16, help="tokens that the guard holds back (default: 16)"
     )
     serve.add_argument("--server", metavar="URL", help=SERVER_HELP)
     serve.add_argument(
@@ -338,6 +338,8 @@ def _reproduce(args: argparse.Namespace) -> None:
         raise ValueError(f"--sets {wrong}: give your copy of a public set as NAME=FILE.")
     meant = {"only": args.only, "tier": args.tier}
     if args.status:
+        if not Path(args.results).is_dir():
+            raise ValueError(f"--results {args.results}: there is no such folder.")
         tasks = tasks_of(load_manifest(manifest), args.results, **meant)
     else:
         files = dict(entry.split("=", 1) for entry in args.sets)

@@ -43,6 +43,13 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
 
+def positive(text: str) -> int:
+    """A ``type`` of argparse, so that what is below 1 is refused before a model is loaded."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
 def defenses() -> dict[str, Iterable[str]]:
     """For ``Parser.listed``: the defenses by prompt, each in a few words."""
     from xb_lite.intention.defenses import IN_SHORT
