@@ -126,6 +126,26 @@ def test_any_attempt_that_complied_is_a_success():
     assert succeeded(tried(Twice(("Sorry",)), echo()[1]), "x-boundary") == [False] * 3
 
 
+def test_an_item_without_a_verdict_is_left_out_of_n():
+    """All attempts end within a thought: there is no evidence that the defense held."""
+    thoughts = Twice(("<think>Hm", "Sorry"))
+    found = tried(thoughts, echo()[1])
+    assert succeeded(found, "x-boundary") == [None] * 3
+    rows = [row for row in rows_of(thoughts, found) if row["judge"]]
+    assert [(row["metric"], row["k"], row["n"]) for row in rows] == [("no-verdict", 3, 3)]
+    answered = tried(Twice(), echo()[1], ITEMS[:1])
+    rows = [row for row in rows_of(thoughts, [*answered, *found[1:]]) if row["judge"]]
+    seen = [(row["metric"], row["k"], row["n"]) for row in rows]
+    assert seen == [("asr", 1, 1), ("no-verdict", 2, 3)]
+
+
+def test_the_placebo_of_many_openings_has_as_many():
+    many = tuple(f"Sure, {k}:" for k in range(len(UNRELATED) + 2))
+    for attack in (Openings(openings=many), Openings(openings=many, placebo=True)):
+        with attack.on(echo()[1]) as ask:
+            assert {len(attempts) for attempts in ask(ITEMS, SHORT)} == {len(many)}
+
+
 def test_a_run_goes_on_from_its_log_which_has_no_text(tmp_path):
     first, second, path = Twice(("xyzzy",)), Twice(("xyzzy",)), tmp_path / "log.jsonl"
     some = tried(first, echo()[1], ITEMS[:2], log=path)

@@ -108,10 +108,25 @@ def test_the_book_s_own_results_are_read_by_name(tmp_path, monkeypatch):
     assert heads == ["attack, budget", "none", "x-boundary"] and len(rows) == 1
 
 
+def test_the_undefended_model_stands_in_the_heads_where_it_is_no_column(tmp_path, monkeypatch):
+    result(tmp_path, "none", "strong", (19, 1))
+    result(tmp_path, "none", "another", (19, 1))
+    result(tmp_path, "x-boundary", "strong", (4, 0))
+    on_disk = where_it_breaks(tmp_path, defenses=["x-boundary"])
+    for defense in ("none", "x-boundary"):
+        write_index(tmp_path / defense)
+    monkeypatch.setattr(table, "published", lambda name: tmp_path.parent / name)
+    monkeypatch.setattr(frames, "published", lambda name: tmp_path.parent / name)
+    monkeypatch.chdir(tmp_path / "none")
+    assert where_it_breaks(tmp_path.name, defenses=["x-boundary"]) == on_disk
+    assert len(on_disk[1]) == 1 and "not tried" not in on_disk[1][0][0]
+
+
 def test_budgets_that_differ_are_not_shown_as_one(tmp_path):
     result(tmp_path, "none", "a", (19, 1))
     result(tmp_path, "ia", "a", (19, 1), {"n": 100})
     assert where_it_breaks(tmp_path)[1][0][0] == "a\nbudgets differ"
+    assert "differ" not in where_it_breaks(tmp_path, defenses=["none"])[1][0][0]
 
 
 def test_the_manifest_has_what_chapter_8_reports():

@@ -249,13 +249,14 @@ def test_a_run_is_recorded_and_then_skipped(tree, capsys):
     assert path.read_bytes() == before
 
 
-def test_another_model_is_another_run(tree, capsys, monkeypatch):
-    write(tree, notebook("import os; print(os.environ.get('XB_MODEL'))"))
+@pytest.mark.parametrize("name", execute.SWITCHES)
+def test_another_model_or_format_is_another_run(name, tree, capsys, monkeypatch):
+    write(tree, notebook(f"import os; print(os.environ.get('{name}'))"))
     into = ["--into", "_build/executed"]
-    monkeypatch.delenv("XB_MODEL", raising=False)
+    monkeypatch.delenv(name, raising=False)
     assert execute.main(into, root=tree) == 0
     for model in ("mine", "yours"):
-        monkeypatch.setenv("XB_MODEL", model)
+        monkeypatch.setenv(name, model)
         capsys.readouterr()
         assert execute.main(into, root=tree) == 0
         assert "skipped" not in capsys.readouterr().out

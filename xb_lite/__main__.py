@@ -320,8 +320,8 @@ def _serve(args: argparse.Namespace) -> None:
     if args.server:
         check_not_begun(defense)
     with listen(args.host, args.port) as listening:
+        upstream = _upstream(args)  # first: what is wrong there is found at once
         guard = Guard(detectors_named(args.guard), args.hold) if args.guard else None
-        upstream = _upstream(args)
         where = f"{url_of(listening)} (Ctrl-C ends it)"
         print(f"{upstream.name} behind {args.defense} is at {where}", flush=True)
         with suppress(KeyboardInterrupt):

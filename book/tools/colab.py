@@ -98,7 +98,7 @@ def main(arguments=None):
     lines = replaced(before, after)
     for line in lines:
         print(line)
-    print(f"Colab of {COLAB['image']}, {chosen.python}, torch {wanted['torch']}: ", end="")
+    print(f"Colab of {COLAB['image']}, {python}, torch {wanted['torch']}: ", end="")
     print(f"{len(before)} packages there, {len(lines)} replaced, {len(after) - len(before)} added")
     if lines or chosen.skip_notebooks:
         return bool(lines)

@@ -44,6 +44,7 @@ from notebook_files import (
 )
 
 RECIPE = "1"  # raise it when this file changes what it writes
+SWITCHES = ("XB_MODEL", "XB_BF16")  # of the environment, that a notebook's numbers depend on
 CELL_SECONDS = 1800
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scikit-learn", "matplotlib")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -235,8 +236,7 @@ def picture_bytes(kind, data):
 def execute(path, target, stamp, profile, root):
     """Run ``path`` into ``target`` unless its stamp says that this was done; True if it ran."""
     parts = [RECIPE, profile, platform.python_version(), cell_digest(read(path))]
-    if model := os.environ.get("XB_MODEL"):
-        parts.append(model)
+    parts += [f"{name}={value}" for name in SWITCHES if (value := os.environ.get(name))]
     inputs = digest([*parts, *package_parts(root)])
     if stamp.exists() and target.exists():
         last = json.loads(stamp.read_text())

@@ -47,7 +47,9 @@ class Openings(Budgeted):
 
     @contextmanager
     def on(self, subject: Subject) -> Iterator[Ask]:
-        openings = UNRELATED[: len(self.openings)] if self.placebo else self.openings
+        openings = self.openings
+        if self.placebo:
+            openings = tuple(islice(cycle(UNRELATED), len(openings)))
 
         def ask(items: Sequence[Item], decoding: Decoding) -> list[list[str]]:
             dialogues = plain(items)

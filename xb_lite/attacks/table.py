@@ -63,17 +63,21 @@ def where_it_breaks(
     rows = []
     for attack, by_defense in cells.items():
         title = _title(attack, by_defense.get("none", []), judge)
-        shown = [_cell(by_defense.get(defense, []), judge) for defense in columns]
-        rows.append([f"{title}\n{_budget(by_defense)}", *shown])
+        mine = {name: by_defense[name] for name in columns if name in by_defense}
+        if mine:
+            shown = [_cell(mine.get(defense, []), judge) for defense in columns]
+            rows.append([f"{title}\n{_budget(mine)}", *shown])
     return ["attack, budget", *columns], rows
 
 
 def _paths(folder: str | os.PathLike[str], defenses: Sequence[str] | None) -> list[Path]:
     if Path(folder).is_dir():
         return [p for p in sorted(Path(folder).glob("*/*.json")) if p.name != INDEX.name]
+    if not defenses:
+        return []
     return [
         published(f"{folder}/{defense}/{name}.json")
-        for defense in defenses or ()
+        for defense in dict.fromkeys(("none", *defenses))  # whose rates stand in the rows' heads
         for name in published_results(f"{folder}/{defense}")
     ]
 

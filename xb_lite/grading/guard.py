@@ -52,7 +52,8 @@ def limit(seconds: int, memory: int, file_size: int = 1 << 24) -> None:
         now = int(status.read_text().split()[0]) * resource.getpagesize()
         bounds[resource.RLIMIT_AS] = now + memory
     for what, most in bounds.items():
-        resource.setrlimit(what, (most, most))
+        # At the hard limit of time Linux kills at once; a second below it comes a signal.
+        resource.setrlimit(what, (most, most + (what == resource.RLIMIT_CPU)))
 
 
 def guard(

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -80,7 +81,10 @@ def provenance(started: datetime) -> dict:
     }
 
 
+@cache
 def _commit() -> str | None:
+    """Of the code that this process has loaded; a commit that is made later is not its own."""
+
     def git(*words: str) -> str:
         return subprocess.run(
             ["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=30
@@ -206,3 +210,6 @@ def _check_row(row: dict, number: int) -> None:
         raise ValueError(
             f"row {number} has an interval that is not of its counts or mean: {row!r:.200}."
         )
+
+
+_commit()  # now, not when the first result is written, hours later
