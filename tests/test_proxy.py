@@ -970,6 +970,15 @@ def test_what_a_local_model_cannot_do_is_refused(here, tiny, name, stream):
         assert seen["runs"] == 0
 
 
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_local_model_takes_what_changes_nothing(here, name):
+    neutral = {"top_k": -1, "repetition_penalty": 1.0, "reasoning_effort": "none"}
+    ask = here[name].chat.completions.create
+    assert ask(**ASK, max_tokens=2, extra_body=neutral).choices
+    with pytest.raises(openai.BadRequestError, match="top_k is not supported"):
+        ask(**ASK, max_tokens=2, extra_body={**neutral, "top_k": 5})
+
+
 def test_the_beginning_of_an_answer_takes_room_too(here, tiny, monkeypatch):
     model, tokenizer, _ = tiny
     asked = second_stage(ASK["messages"], ".")

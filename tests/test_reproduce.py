@@ -406,6 +406,16 @@ def test_what_is_missing_is_made_and_what_is_there_is_not_made_again(mine, tmp_p
     ]
 
 
+def test_a_copy_of_a_public_set_is_looked_at_before_anything_is_made(mine, tmp_path):
+    for files, says in (
+        ({"xs-test": __file__}, "there is no public set 'xs-test'; there are"),
+        ({"xstest": str(tmp_path / "none.csv")}, "none.csv, your copy of xstest, is not there"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            reproduce(tmp_path / "results", manifest=mine, files=files)
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(mine, tmp_path):
     reproduce(tmp_path / "whole", manifest=mine)
     for at in (1, 2, 1, 1, 2):

@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from xb_lite.data.items import Item, items_digest
+from xb_lite.data.public import BENCHMARKS
 from xb_lite.evaluation.outcomes import read_log
 from xb_lite.evaluation.runs import evaluate_subject
 from xb_lite.evaluation.styles import by_style
@@ -69,10 +70,16 @@ def reproduce(
     Raises:
         ManifestError: see ``load_manifest``; or what a setting needs first is neither there
             nor meant.
-        ValueError: nothing is meant by ``only``, a script is not there (the package runs outside
+        ValueError: nothing is meant by ``only``, a copy in ``files`` is of no public set or is not
+            there, a script is not there (the package runs outside
             its repository) or wrote another file, or the items of a plan are not those of the
             manifest. And the errors of training and evaluation.
     """
+    for name, path in (files or {}).items():
+        if name not in BENCHMARKS:
+            raise ValueError(f"there is no public set {name!r}; there are {', '.join(BENCHMARKS)}.")
+        if not Path(path).is_file():
+            raise ValueError(f"{path}, your copy of {name}, is not there.")
     book = load_manifest(manifest)
     look = partial(tasks_of, book, folder, only, tier)
 

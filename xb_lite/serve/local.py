@@ -23,7 +23,12 @@ from xb_lite.replies.types import Backend, Decoding, Reply
 from xb_lite.serve.requests import BESIDES, FOR_SERVERS, THINKING, Asked, ServingError
 from xb_lite.serve.upstreams import Count, Tell
 
-NO_THOUGHT = {"enable_thinking": False}
+NEUTRAL = {  # the value that changes nothing; thinking is off here
+    "repetition_penalty": 1.0,
+    "top_k": -1,
+    "reasoning_effort": "none",
+    "chat_template_kwargs": {"enable_thinking": False},
+}
 A_TOKEN = 32  # characters; hardly one has more, but runs of blanks
 
 
@@ -39,9 +44,8 @@ class LocalModel:
 
     def backend(self, asked: Asked, tell: Tell | None, count: Count) -> Backend:
         for name in (*FOR_SERVERS, *BESIDES, *THINKING):
-            # Thinking is off here.
-            off = name == "chat_template_kwargs" and asked.fields.get(name) == NO_THOUGHT
-            if asked.fields.get(name) and not off:
+            said = asked.fields.get(name)
+            if said and said != NEUTRAL.get(name):
                 what = f"{name} is not supported by a model on the proxy's machine; leave it out."
                 raise ServingError(400, what, name)
         # Before it is tokenised, which cannot be stopped: a second or two for a million characters.
