@@ -71,9 +71,9 @@ def reproduce(
         ManifestError: see ``load_manifest``; or what a setting needs first is neither there
             nor meant.
         ValueError: nothing is meant by ``only``, a copy in ``files`` is of no public set or is not
-            there, a script is not there (the package runs outside
-            its repository) or wrote another file, or the items of a plan are not those of the
-            manifest. And the errors of training and evaluation.
+            there, a script is not there (the package runs outside its repository) or wrote another
+            file, or the items of a plan are not those of the manifest. And the errors of training
+            and evaluation.
     """
     for name, path in (files or {}).items():
         if name not in BENCHMARKS:
